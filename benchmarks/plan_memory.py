@@ -131,14 +131,17 @@ def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConf
 
 def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """Predicted and counted bytes of two optimiser steps."""
-    from alignkd.student_train.engine.engine import Engine
+    from alignkd.student_train.engine.one_device.engine import OneDeviceEngine
+    from alignkd.student_train.engine.zero.engine import ZeroEngine
     from alignkd.student_train.trainer import train
     from alignkd.teacher_dump.dump import dump
 
     run = student_run(folder, shape, settings)
     dump(run.dump_job())
     methods = ("__call__", "backward", "end_micro_batch")
-    with DeviceBytes() as allocations, peak_of(allocations, Engine, *methods) as peak:
+    assert run.train is not None
+    engine = ZeroEngine if run.train.offloads else OneDeviceEngine
+    with DeviceBytes() as allocations, peak_of(allocations, engine, *methods) as peak:
         train(run.train_job())
     planned = make_plan(run, PlanOptions()).student
     assert planned is not None
@@ -174,7 +177,7 @@ OFFLOADED = {
     "micro_batch": 8,
     "global_batch": 16,
     "gradient_checkpointing": True,
-    "offload_optimizer": True,
+    "optimizer": "adamw_offload",
 }
 CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
     "teacher, top-k, 8192 tokens": (teacher_case, {"dtype": "bfloat16", "store": {"logits": {"kind": "topk"}}}),
@@ -188,7 +191,16 @@ CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
     ),
     "student, checkpointing, offload": (
         student_case,
-        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "offload_optimizer": True},
+        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "optimizer": "adamw_offload"},
+    ),
+    "student, 8 bits, batch 8": (student_case, {"dtype": "bfloat16", "micro_batch": 8, "optimizer": "adamw_8bit"}),
+    "student, 8 bits, 2 x 8 accumulated": (
+        student_case,
+        {"dtype": "bfloat16", "micro_batch": 8, "global_batch": 16, "optimizer": "adamw_8bit"},
+    ),
+    "student, 2 x 8 accumulated, sums in 16 bits": (
+        student_case,
+        {"dtype": "bfloat16", "micro_batch": 8, "global_batch": 16, "float32_gradients": False},
     ),
     "student, from the stem": (student_case, {"dtype": "bfloat16", "micro_batch": 32, "store": {"profile": "stem"}}),
     "student, float32": (student_case, {"dtype": "float32", "micro_batch": 16}),

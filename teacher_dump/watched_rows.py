@@ -14,9 +14,9 @@ from alignkd.storage.codecs.settings import NONE
 from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.rows import SampleLayers, image_blocks
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.targets.attention import ATTENTION_BYTES, ATTENTION_BYTES_CPU
 from alignkd.teacher_dump.targets.host_copies import HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.seen_images import SeenImages, image_keys
+from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -69,7 +69,7 @@ class WatchedRows:
                 [number],
             )
         )
-        limit = ATTENTION_BYTES_CPU if self.model.device.type == "cpu" else ATTENTION_BYTES
+        limit = chunk_bytes_on(self.model.device.type)
         for layer in self.layers:
             probs_1HRC = watched[layer].attention(rows_1R, cols_1C, sample_1, chunk_bytes=limit)
             yield layer, image_blocks(probs_1HRC[0].float().cpu().numpy(), positions.tokens_of_image, self.pairs)

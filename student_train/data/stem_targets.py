@@ -6,7 +6,7 @@ Shape letters: B samples, P vision tokens of all images, L positions, R attentio
 queries, Ht teacher heads, Dt teacher hidden size, K selected vision tokens of all samples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,8 +41,8 @@ class StemTargets(nn.Module):
     Its embedding table stays on the host and is used to prepare batches, as a `StemLookup`.
     """
 
-    def __init__(self, stem: Stem, wanted: frozenset[str], *, chunk_bytes: int) -> None:
-        """`chunk_bytes`: largest size of the float32 attention rows computed at a time, which are at least one."""
+    def __init__(self, stem: Stem, wanted: frozenset[str], *, chunk_bytes: Callable[[str], int]) -> None:
+        """`chunk_bytes`: largest size of the float32 attention rows that a kind of device computes at a time."""
         super().__init__()
         self.stem, self.wanted, self.chunk_bytes = stem, wanted, chunk_bytes
 
@@ -90,7 +90,8 @@ class StemTargets(nn.Module):
         return self.stem.attention_layers(batch.sequences, inputs.text, vision, sorted(needed))
 
     def _attention(self, places: AttentionTargets, layer: AttentionLayer) -> Tensor:
-        return layer.attention(places.rows_BR, places.cols_BC, places.samples_B, chunk_bytes=self.chunk_bytes)
+        chunk_bytes = self.chunk_bytes(places.rows_BR.device.type)
+        return layer.attention(places.rows_BR, places.cols_BC, places.samples_B, chunk_bytes=chunk_bytes)
 
 
 def _top_tokens(

@@ -101,7 +101,7 @@ class DistilledStudent(nn.Module):
             hidden_BLD=hidden_BLD,
             layers=layers,
             attention=self.attention,
-            attention_chunk_bytes=self.losses.attention_chunk_mib << 20,
+            attention_chunk_bytes=self.losses.attention_chunk_bytes(hidden_BLD.device.type),
             second=self._second_passes(batch, vision),
             fixed_heads=self.fixed_heads,
             references=self.references,

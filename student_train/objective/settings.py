@@ -22,6 +22,7 @@ from alignkd.student_train.objective.attention.match import AttentionForm, Atten
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
 
@@ -51,6 +52,7 @@ class LossConfig(_Weights):
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
+            None: 8 on a CPU, whose cache holds as much, and 256 on a GPU.
         attention_layers: the student's decoder layers whose attention is compared, each with a layer of the teacher or
             with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
             `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
@@ -72,7 +74,7 @@ class LossConfig(_Weights):
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
-    attention_chunk_mib: Count = 8
+    attention_chunk_mib: Count | None = None
     attention_layers: LayerMap | None = None
     attention_form: AttentionForm = "mse"
     attention_heads: AttentionHeads = "adapter"
@@ -176,6 +178,10 @@ class LossConfig(_Weights):
                 "no evidence is kept; set it to 0 or dump with store.counterfactual.remove focus"
             )
         return None
+
+    def attention_chunk_bytes(self, device_type: str) -> int:
+        """`attention_chunk_mib` in bytes, on a kind of device such as `cpu` or `cuda`."""
+        return chunk_bytes_on(device_type) if self.attention_chunk_mib is None else self.attention_chunk_mib << 20
 
     @property
     def weighs_generated(self) -> bool:

@@ -21,6 +21,7 @@ from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device
+from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.errors import InputError
@@ -28,9 +29,6 @@ from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.inputs.batch import pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
 
-# bytes of float32 [B, Ht, r, L] for r rows at a time; on a CPU as much as stays in the cache
-ATTENTION_BYTES = 256 << 20
-ATTENTION_BYTES_CPU = 8 << 20
 # bytes of float32 [B, Ht, R, C], the attention of as many samples as are encoded at a time; at least one sample
 ENCODED_BYTES = 512 << 20
 VISION_TOP_INDEX = "index"
@@ -169,7 +167,7 @@ class AttentionCapture:
             self._padded(rows),
             self._padded(cols),
             samples_I,
-            chunk_bytes=ATTENTION_BYTES_CPU if device.type == "cpu" else ATTENTION_BYTES,
+            chunk_bytes=chunk_bytes_on(device.type),
         )
         for probs_HRC, row, col in zip(probs_IHRC, rows, cols, strict=True):
             yield probs_HRC[:, : len(row), : len(col)]

@@ -27,6 +27,7 @@ from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.teacher_dump.targets.exact_mass import ONE, cumulative_mass, integer_mass
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
 from alignkd.teacher_dump.targets.truncation import NOT_FINITE, smallest_ids
+from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.focus import focus_scores
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
@@ -166,7 +167,8 @@ class CounterfactualPass:
             for at in (positions.tqv_query_positions, positions.vision_positions)
         )
         which = None if first_layer.num_samples == 1 else to_device(torch.tensor([row]), self.model.device)
-        scores_P = focus_scores(first_layer.attention(rows, cols, which)[0])
+        limit = chunk_bytes_on(self.model.device.type)
+        scores_P = focus_scores(first_layer.attention(rows, cols, which, chunk_bytes=limit)[0])
         chosen = scores_P.argsort(descending=True, stable=True)[: math.ceil(self.config.focus_share * len(scores_P))]
         mask_P = torch.zeros(len(scores_P), dtype=torch.bool, device=scores_P.device)
         mask_P[chosen] = True

@@ -10,6 +10,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
+# Bytes of float32 [B, H, r, L] that are computed at a time. A CPU is fastest with what stays in its cache. Elsewhere a
+# chunk costs kernels and not cache, so it is as large as the memory of a small card allows.
+CHUNK_BYTES_CPU = 8 << 20
+CHUNK_BYTES = 256 << 20
+
+
+def chunk_bytes_on(device_type: str) -> int:
+    """Bytes of the rows that are computed at a time on a kind of device, such as `cpu` or `cuda`."""
+    return CHUNK_BYTES_CPU if device_type == "cpu" else CHUNK_BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowInputs:
@@ -31,6 +41,14 @@ class RowInputs:
     softcap: float | None = None
     visible_BRL: Tensor | None = None
 
+    def contiguous(self) -> Self:
+        """The same inputs with queries and keys in the order of their axes.
+
+        Rotated keys often keep the order [B, L, H, d] of the projection. `matmul` copies such keys for each product, so
+        every chunk of rows would copy all of them.
+        """
+        return replace(self, query_BHRd=self.query_BHRd.contiguous(), key_BHLd=self.key_BHLd.contiguous())
+
     def chunk(self, rows: slice) -> Self:
         """The inputs of some of the rows."""
         visible = None if self.visible_BRL is None else self.visible_BRL[:, rows]
@@ -46,6 +64,7 @@ def attention_rows(inputs: RowInputs, cols_BC: Tensor, *, chunk_bytes: int | Non
         cols_BC: int64 positions in 0..L-1.
         chunk_bytes: maximum bytes of one float32 [B, H, r, L], but at least one row; None computes all rows at once.
     """
+    inputs = inputs.contiguous()
     num_rows = inputs.query_BHRd.shape[2]
     if chunk_bytes is not None:
         num_rows = max(1, chunk_bytes // (4 * inputs.key_BHLd[..., 0].numel()))
@@ -55,6 +74,20 @@ def attention_rows(inputs: RowInputs, cols_BC: Tensor, *, chunk_bytes: int | Non
         parts.append(weights_BHrL.gather(3, expanded_columns(cols_BC, weights_BHrL)).div_(sum_BHr1))
         del weights_BHrL  # before the next chunk is computed
     return torch.cat(parts, dim=2)
+
+
+def selected_rows(values_BLx: Tensor, rows_BR: Tensor, samples_B: Tensor | None = None) -> Tensor:
+    """[B, L, ...] -> [B, R, ...], with gradient.
+
+    Args:
+        rows_BR: int64 positions in 0..L-1.
+        samples_B: int64, the sample of each row of `rows_BR`; None: sample b for row b.
+    """
+    if samples_B is None:
+        samples_B = torch.arange(len(rows_BR), device=rows_BR.device)
+    places_N = (samples_B[:, None] * values_BLx.shape[1] + rows_BR).flatten()
+    # whole rows: `gather` would need an index of the size of the result, and scatter single numbers backward
+    return values_BLx.flatten(0, 1).index_select(0, places_N).unflatten(0, rows_BR.shape)
 
 
 def row_chunks(total: int, size: int) -> Iterator[slice]:

@@ -4,9 +4,9 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, TeacherLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
-from alignkd.teacher_dump.targets.attention import ATTENTION_BYTES
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.teacher_dump.targets.seen_images import BYTES_AT_ONCE, IMAGES_AT_ONCE
+from alignkd.vlm.attention.attention_rows import CHUNK_BYTES
 
 # batches whose targets wait for the writer: those in its queue, the one it writes, the one that is computed
 BATCHES_IN_FLIGHT = QUEUE_BATCHES + 2
@@ -27,7 +27,7 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     decoder = load.tokens * ((3 if model.size.tower.levels == 1 else 4) * e * D + widest)
     # rotated queries and keys; rows in progress; the kept columns of all rows, in float32 and encoded
     heads = model.size.num_heads
-    work = min(ATTENTION_BYTES, 4 * load.queries * heads * load.longest)
+    work = min(CHUNK_BYTES, 4 * load.queries * heads * load.longest)
     rows = ATTENTION_COPIES * work + 8 * load.queries * heads * (model.size.vision_tokens or load.largest)
     rows += 4 * e * model.query_width * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes

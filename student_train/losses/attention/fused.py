@@ -81,7 +81,12 @@ class _FusedAttention(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wanted = (query_BHRd, key_BHLd, *parameters) if grad_enabled else ()
-        gradients = [torch.zeros_like(like, dtype=_summed(like)) for like in wanted]
+        gradients = [
+            torch.zeros_like(like, dtype=_summed(like), memory_format=torch.contiguous_format) for like in wanted
+        ]
+        whole, products = places.inputs.contiguous(), _product_dtype(key_BHLd.dtype)
+        # converted once, not for each chunk
+        factors = [value.to(products) for value in (whole.query_BHRd, whole.key_BHLd)] if grad_enabled else []
         parts_B = torch.zeros(len(query_BHRd), dtype=_summed(query_BHRd), device=query_BHRd.device)
 
         def summed_loss(rows: slice, chosen_BHrC: Tensor, *leaves: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ class _FusedAttention(torch.autograd.Function):
             return loss_B.sum()
 
         for chunk in row_chunks(query_BHRd.shape[2], places.at_once):
-            inputs = places.inputs.chunk(chunk)
+            inputs = whole.chunk(chunk)
             scores_BHrL = attention_scores(inputs, places.cols_BC)
             slope_BHrL = _slope(scores_BHrL, inputs.softcap) if grad_enabled else None
             chosen = _chosen(scores_BHrL, inputs, places)
@@ -103,7 +108,7 @@ class _FusedAttention(torch.autograd.Function):
             grad_scores_BHrL = chosen.grad_scores(grad_chosen_BHrC, inputs.scaling)
             if slope_BHrL is not None:
                 grad_scores_BHrL.mul_(slope_BHrL)
-            _add_products(grad_scores_BHrL, inputs, gradients[0][:, :, chunk], gradients[1])
+            _add_products(grad_scores_BHrL.to(products), chunk, factors, gradients)
             for own, more in zip(gradients[2:], of_parameters, strict=True):
                 own += more
             del scores_BHrL, slope_BHrL, chosen, grad_scores_BHrL  # before those of the next chunk are allocated
@@ -134,14 +139,23 @@ def _slope(scores_BHrL: Tensor, softcap: float | None) -> Tensor | None:
     return None if softcap is None else scores_BHrL.div(softcap).square_().neg_().add_(1)
 
 
-def _add_products(grad_scores_BHrL: Tensor, inputs: RowInputs, query_grad_BHrd: Tensor, key_grad_BHLd: Tensor) -> None:
-    """Add a chunk to the gradients of queries and keys, given the gradient of the scores."""
-    query_BHrd, key_BHLd = inputs.query_BHRd, inputs.key_BHLd
-    # the loss scale that keeps gradients in float16's range is not applied yet
-    dtype = torch.float32 if key_BHLd.dtype == torch.float16 else key_BHLd.dtype
-    grad_scores_BHrL, keys = grad_scores_BHrL.to(dtype), slice(grad_scores_BHrL.shape[3])
-    query_grad_BHrd += grad_scores_BHrL @ key_BHLd[:, :, keys].to(dtype)
-    key_grad_BHLd[:, :, keys] += grad_scores_BHrL.transpose(2, 3) @ query_BHrd.to(dtype)
+def _add_products(
+    grad_scores_BHrL: Tensor, rows: slice, factors: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    """Add a chunk to the gradients of queries and keys, given the gradient of the scores.
+
+    Args:
+        factors: queries and keys in the dtype of the gradient of the scores.
+        gradients: those of queries and keys, and others.
+    """
+    (query_BHRd, key_BHLd), keys = factors, slice(grad_scores_BHrL.shape[3])
+    gradients[0][:, :, rows] += grad_scores_BHrL @ key_BHLd[:, :, keys]
+    gradients[1][:, :, keys] += grad_scores_BHrL.transpose(2, 3) @ query_BHRd[:, :, rows]
+
+
+def _product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the products: the loss scale that keeps gradients in float16's range is not applied yet."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _summed(like: Tensor) -> torch.dtype:

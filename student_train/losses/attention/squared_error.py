@@ -21,13 +21,18 @@ def attention_loss(
         student_BHRC: softmaxed student attention at the same rows and columns.
         num_rows_B, num_cols_B: real rows and columns of each sample, as in `length_mask`; padding is on the right.
     """
-    error_BHRC = to_accum_dtype(adapted_teacher_BHRC) - to_accum_dtype(student_BHRC)
     mask_BRC = (
-        length_mask(num_rows_B, error_BHRC.shape[2], error_BHRC)[:, :, None]
-        & (length_mask(num_cols_B, error_BHRC.shape[3], error_BHRC)[:, None, :])
+        length_mask(num_rows_B, student_BHRC.shape[2], student_BHRC)[:, :, None]
+        & length_mask(num_cols_B, student_BHRC.shape[3], student_BHRC)[:, None, :]
     )
+    return squared_errors(adapted_teacher_BHRC, student_BHRC, mask_BRC)
+
+
+def squared_errors(adapted_teacher_BHRC: Tensor, student_BHRC: Tensor, mask_BRC: Tensor) -> Tensor:
+    """`attention_loss` for a mask that is True at real pairs."""
+    error_BHRC = to_accum_dtype(adapted_teacher_BHRC) - to_accum_dtype(student_BHRC)
     # masked_fill, not a product: a padded entry may have any value, and 0 * inf is not 0.
-    return error_BHRC.masked_fill(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
+    return error_BHRC.masked_fill_(~mask_BRC[:, None], 0.0).square().sum(dim=(1, 2, 3))
 
 
 def length_mask(lengths_B: Sequence[int] | Tensor, width: int, like: Tensor) -> Tensor:

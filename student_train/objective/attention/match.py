@@ -12,6 +12,13 @@ from alignkd.student_train.objective.adapters import group_means
 from alignkd.vlm.families.family import ModelConfig
 
 AttentionForm = Literal["mse", "kl", "cosine", "row_cosine"]
+# float32 copies that the loss of a form holds of a chunk of rows: over all keys, and over the selected columns
+COPIES_OF_FORM: dict[AttentionForm, tuple[int, int]] = {
+    "mse": (1, 4),
+    "kl": (3, 4),
+    "cosine": (1, 7),
+    "row_cosine": (1, 9),
+}
 AttentionHeads = Literal["adapter", "grouped", "mean"]
 
 

@@ -7,6 +7,7 @@ compared: Hs or 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.losses.attention.forms import kl_with_rest, row_cosine
 from alignkd.student_train.losses.attention.fused import fused_attention_loss
 from alignkd.student_train.losses.attention.maps import MapSums
-from alignkd.student_train.losses.attention.squared_error import attention_loss, length_mask
+from alignkd.student_train.losses.attention.squared_error import length_mask, squared_errors
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import (
@@ -84,10 +85,15 @@ class RowsOfPair:
 
     def teacher_BSrC(self, rows: slice, weight_ST: Tensor, bias_S: Tensor | None = None) -> Tensor:
         """The adapted teacher's attention of some rows."""
-        mixed_BrSC = weight_ST @ self._stored_BrTC(rows, weight_ST.dtype)
-        if bias_S is not None:
-            mixed_BrSC = mixed_BrSC + bias_S[:, None]
-        return mixed_BrSC.transpose(1, 2)
+        stored_BrTC = self._stored_BrTC(rows, weight_ST.dtype)
+        # a product for each row: `@` would first copy the stored attention into another order
+        stored_nTC = stored_BrTC.flatten(0, 1)
+        weight_nST = weight_ST.expand(len(stored_nTC), -1, -1)
+        if bias_S is None:
+            mixed_nSC = torch.bmm(weight_nST, stored_nTC)
+        else:
+            mixed_nSC = torch.baddbmm(bias_S[:, None], weight_nST, stored_nTC)
+        return mixed_nSC.unflatten(0, stored_BrTC.shape[:2]).transpose(1, 2)
 
     def _stored_BrTC(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The mean of the teacher's layers."""
@@ -101,15 +107,14 @@ class RowsOfPair:
         weights = mixture or (self.heads.weight_ST,)
         teacher_BSrC = self.teacher_BSrC(rows, *weights)
         student_BSrC = self._compared(chosen_BHrC)
-        rows_B = self._rows_B(rows)
+        real_Br = self.real_BR[:, rows]
         if self.form == "mse" and self.reference is None:
-            return attention_loss(teacher_BSrC, student_BSrC, rows_B, self.targets.cols_B)
+            return squared_errors(teacher_BSrC, student_BSrC, real_Br[:, :, None] & self.real_BC[:, None])
         teacher_BSrC, student_BSrC = self._without_padding(teacher_BSrC, student_BSrC)
         values_BSr = _ROW_LOSSES[self.form](teacher_BSrC, student_BSrC)
         if self.reference is not None:
             values_BSr = values_BSr * self.reference(self.weighed_rows(rows), self.targets.cols_B)
-        mask_Br = length_mask(rows_B, values_BSr.shape[2], values_BSr)
-        return values_BSr.masked_fill(~mask_Br[:, None], 0.0).sum((1, 2))
+        return values_BSr.masked_fill(~real_Br[:, None], 0.0).sum((1, 2))
 
     def sums_of_rows(self, chosen_BHrC: Tensor, rows: slice, *mixture: Tensor) -> MapSums:
         """What the cosine of maps needs of some rows."""
@@ -117,8 +122,8 @@ class RowsOfPair:
         teacher_BSrC, student_BSrC = self._without_padding(
             self.teacher_BSrC(rows, *weights), self._compared(chosen_BHrC)
         )
-        mask_Br = length_mask(self._rows_B(rows), student_BSrC.shape[2], student_BSrC)[:, None, :, None]
-        return MapSums.of_rows(teacher_BSrC.masked_fill(~mask_Br, 0.0), student_BSrC.masked_fill(~mask_Br, 0.0))
+        padded = ~self.real_BR[:, None, rows, None]
+        return MapSums.of_rows(teacher_BSrC.masked_fill(padded, 0.0), student_BSrC.masked_fill(padded, 0.0))
 
     def _compared(self, chosen_BHrC: Tensor) -> Tensor:
         """The student's attention, or the mean of its heads; logarithms in a loss of outcomes."""
@@ -132,8 +137,7 @@ class RowsOfPair:
 
     def _without_padding(self, teacher_BSrC: Tensor, student_BSrC: Tensor) -> tuple[Tensor, Tensor]:
         """0 in padded columns; of outcomes, the padded columns of the teacher suffice."""
-        mask_BC = length_mask(self.targets.cols_B, teacher_BSrC.shape[3], teacher_BSrC)
-        padded = ~mask_BC[:, None, None]
+        padded = ~self.real_BC[:, None, None]
         student = student_BSrC if self.form == "kl" else student_BSrC.masked_fill(padded, 0.0)
         return teacher_BSrC.masked_fill(padded, 0.0), student
 
@@ -150,9 +154,17 @@ class RowsOfPair:
             teacher_BSrC = self._stored_BrTC(rows, weight_ST.dtype).mean(2)[:, None]
         return self._without_padding(teacher_BSrC, teacher_BSrC)[0]
 
-    def _rows_B(self, rows: slice) -> Tensor:
-        """How many of some rows are real."""
-        return self.targets.rows_B - (rows.start or 0)  # `length_mask` takes any integers
+    @cached_property
+    def real_BR(self) -> Tensor:
+        """bool, which rows are no padding; made once for all chunks."""
+        rows_BR = self.targets.rows_BR
+        return length_mask(self.targets.rows_B, rows_BR.shape[1], rows_BR)
+
+    @cached_property
+    def real_BC(self) -> Tensor:
+        """The same of columns."""
+        cols_BC = self.targets.cols_BC
+        return length_mask(self.targets.cols_B, cols_BC.shape[1], cols_BC)
 
 
 _ROW_LOSSES: dict[AttentionForm, Callable[[Tensor, Tensor], Tensor]] = {

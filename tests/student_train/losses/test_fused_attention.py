@@ -1,8 +1,12 @@
 """A loss fused with attention rows against autograd through the whole matrix, in float64."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.student_train.losses.attention.fused import fused_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
@@ -129,3 +133,36 @@ def test_evaluation_gives_the_same_and_keeps_nothing(inputs: tuple[Tensor, Tenso
         silent = fused(*inputs, wanted, at_once=2)
     assert not silent.requires_grad
     torch.testing.assert_close(silent, fused(*inputs, wanted, at_once=2).detach(), rtol=1e-12, atol=0)
+
+
+class CopiesOfShape(TorchDispatchMode):
+    """Counts the tensors of a shape that operations make, apart from sums and products: copies."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.found = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy)
+        self.found += copies and result.numel() == math.prod(self.shape)
+        return result
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float64, 1), (torch.float16, 2)])
+def test_keys_are_copied_once_and_not_for_each_chunk(
+    inputs: tuple[Tensor, Tensor, Tensor], wanted: Tensor, dtype: torch.dtype, copies: int
+) -> None:
+    """In the order that rotated keys have in memory; float16 is converted once for the gradient's products."""
+    query, key, weight = (value.detach().to(dtype) for value in inputs)
+    projected = key.transpose(1, 2).contiguous().transpose(1, 2)
+    parameter = weight.double() if dtype == torch.float64 else weight.float()
+    found = []
+    for keys in (key, projected):
+        leaves = query.clone().requires_grad_(), keys.requires_grad_(), parameter.clone().requires_grad_()
+        with CopiesOfShape(key.shape) as count:
+            total = fused(*leaves, wanted, at_once=1)
+        found.append([total, *torch.autograd.grad(total, leaves)])
+        assert count.found == copies - (keys is key)
+    for own, other in zip(*found, strict=True):
+        assert torch.equal(own, other)

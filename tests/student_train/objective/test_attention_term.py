@@ -14,6 +14,7 @@ from alignkd.student_train.losses.attention.squared_error import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import HeadWeights
 from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 ROWS, COLS = [7, 0, 3], [4, 0, 5]
@@ -112,3 +113,11 @@ def test_padded_queries_may_be_anything(
     )
     assert torch.equal(sound, found)
     assert torch.equal(*(torch.autograd.grad(total, key)[0] for total in (sound, found)))
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "mib"),
+    [(None, "cpu", 8), (None, "cuda", 256), (None, "meta", 256), (3, "cpu", 3), (3, "cuda", 3)],
+)
+def test_a_chunk_is_as_large_as_the_device_allows(given: int | None, device: str, mib: int) -> None:
+    assert LossConfig(attention_chunk_mib=given).attention_chunk_bytes(device) == mib << 20

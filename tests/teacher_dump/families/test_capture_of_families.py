@@ -78,7 +78,7 @@ def test_attention_in_chunks_and_groups_is_attention_at_once(teacher: Teacher, m
     capture = Capture(model, EXACT)
     whole = [arrays_of(captured) for captured in capture(samples)]
     module = "alignkd.teacher_dump.targets.attention"
-    monkeypatch.setattr(f"{module}.ATTENTION_BYTES_CPU", 1)
+    monkeypatch.setattr(f"{module}.chunk_bytes_on", lambda _: 1)
     monkeypatch.setattr(f"{module}.ENCODED_BYTES", 1)
     for one, other in zip(whole, (arrays_of(captured) for captured in capture(samples)), strict=True):
         for name, values in one.items():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from alignkd.vlm.attention.attention_rows import RowInputs
+from alignkd.vlm.attention.attention_rows import RowInputs, selected_rows
 from alignkd.vlm.attention.layer import AttentionLayer
 
 RECORDING = "alignkd_recording"
@@ -106,11 +106,11 @@ class RecordedLayer(AttentionLayer):
         if samples_B is None:
             samples_B = torch.arange(len(rows_BR), device=rows_BR.device)
         else:
-            query_BHLd, key_BKLd = query_BHLd[samples_B], key_BKLd[samples_B]
+            key_BKLd = key_BKLd[samples_B]
         groups = query_BHLd.shape[1] // key_BKLd.shape[1]
-        index_BHRd = rows_BR[:, None, :, None].expand(-1, query_BHLd.shape[1], -1, query_BHLd.shape[-1])
+        query_BRHd = selected_rows(query_BHLd.transpose(1, 2), rows_BR, samples_B)
         return RowInputs(
-            query_BHRd=query_BHLd.gather(2, index_BHRd),
+            query_BHRd=query_BRHd.transpose(1, 2),
             key_BHLd=key_BKLd if groups == 1 else key_BKLd.repeat_interleave(groups, dim=1),
             rows_BR=rows_BR,
             scaling=self.scaling,

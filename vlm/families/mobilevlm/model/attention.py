@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows
+from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows, selected_rows
 from alignkd.vlm.attention.layer import AttentionLayer
+from alignkd.vlm.kernels.layer_run import watched
 
 
 def first_layer_attention(
@@ -50,7 +51,7 @@ def row_inputs_of_layer(model: LlamaModel, number: int, inputs_BLD: Tensor, rows
     layer = model.layers[number]
     attention = layer.self_attn
     hidden_BLD = layer.input_layernorm(inputs_BLD)
-    query_BRD, key_BLD = attention.q_proj(_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
+    query_BRD, key_BLD = attention.q_proj(selected_rows(hidden_BLD, rows_BR)), attention.k_proj(hidden_BLD)
     query_BHRd, key_BHLd = _rotated(model, query_BRD, key_BLD, rows_BR)
     return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=float(attention.scaling))
 
@@ -73,10 +74,9 @@ class LlamaAttentionLayer(AttentionLayer):
     def row_inputs(self, rows_BR: Tensor, samples_B: Tensor | None = None) -> RowInputs:
         """Rotated queries of rows [B, H, R, d] and keys of all positions [B, H, L, d] of these samples."""
         assert self.query_BLD is not None and self.key_BLD is not None
-        query_BLD, key_BLD = self.query_BLD, self.key_BLD
-        if samples_B is not None:
-            query_BLD, key_BLD = query_BLD[samples_B], key_BLD[samples_B]
-        query_BHRd, key_BHLd = _rotated(self.model, _rows(query_BLD, rows_BR), key_BLD, rows_BR)
+        key_BLD = self.key_BLD if samples_B is None else self.key_BLD[samples_B]
+        query_BRD = selected_rows(self.query_BLD, rows_BR, samples_B)
+        query_BHRd, key_BHLd = _rotated(self.model, query_BRD, key_BLD, rows_BR)
         scaling = float(self.model.layers[self.number].self_attn.scaling)
         return RowInputs(query_BHRd=query_BHRd, key_BHLd=key_BHLd, rows_BR=rows_BR, scaling=scaling)
 
@@ -91,7 +91,8 @@ def watched_layers(model: LlamaModel, numbers: Sequence[int]) -> Iterator[dict[i
         for projection, field in _projections(model, number)
     ]
     try:
-        yield layers
+        with watched([model.layers[number] for number in numbers]):
+            yield layers
     finally:
         for hook in hooks:  # before the backward pass, in which gradient checkpointing runs the layer again
             hook.remove()
@@ -103,14 +104,13 @@ def _projections(model: LlamaModel, number: int) -> list[tuple[nn.Module, str]]:
     return [(attention.q_proj, "query_BLD"), (attention.k_proj, "key_BLD")]
 
 
-def _rows(values_BLD: Tensor, rows_BR: Tensor) -> Tensor:
-    return values_BLD.gather(1, rows_BR[..., None].expand(-1, -1, values_BLD.shape[-1]))
-
-
 def _rotated(model: LlamaModel, query_BRD: Tensor, key_BLD: Tensor, rows_BR: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys by head with rotary positions; keys are repeated for each query head."""
+    """Queries and keys by head with rotary positions, contiguous; keys are repeated for each query head."""
     head_dim = model.layers[0].self_attn.head_dim
-    query_BHRd, key_BHLd = (values.unflatten(-1, (-1, head_dim)).transpose(1, 2) for values in (query_BRD, key_BLD))
+    # elementwise operations keep the order of axes in memory, which is that of `RowInputs.contiguous` from here on
+    query_BHRd, key_BHLd = (
+        values.unflatten(-1, (-1, head_dim)).transpose(1, 2).contiguous() for values in (query_BRD, key_BLD)
+    )
     positions_L = torch.arange(key_BLD.shape[1], device=key_BLD.device)
     cos_1Ld, sin_1Ld = model.rotary_emb(key_BLD, position_ids=positions_L[None])
     key_BHLd = _rotate(key_BHLd, cos_1Ld[:, None], sin_1Ld[:, None])

@@ -39,6 +39,10 @@ STEPS = (
     Step("dumps", 150),
     Step("trainings", 240),
     Step("waits", 90),
+    Step("real_memory", 150),
+    Step("ratios", 200),
+    Step("levers", 200),
+    Step("commands", 120),
 )
 
 

@@ -121,7 +121,7 @@ class Pair:
             ),
         }
 
-    def load(self, samples: int, length: int, **settings: Any) -> StudentLoad:
+    def load(self, samples: int, length: int, device: str, **settings: Any) -> StudentLoad:
         """What `alignkd plan` would know of such micro-batches."""
         queries, losses = length - TEXT_BEFORE - self.student.vision_tokens, LossConfig()
         return StudentLoad(
@@ -134,7 +134,7 @@ class Pair:
             teacher_hidden=self.teacher.hidden_size,
             hidden_logits=False,
             head_chunk_mib=losses.head_chunk_mib,
-            attention_chunk_mib=losses.attention_chunk_mib,
+            attention_chunk_bytes=losses.attention_chunk_bytes(device),
             **settings,
         )
 

@@ -86,6 +86,7 @@ def measure(check: Check, pair: Pair, case: Case) -> None:
         pair.load(
             case.samples,
             case.length,
+            check.device,
             optimizer=case.optimizer,
             gradient_checkpointing=case.checkpointing,
             accumulates=True,

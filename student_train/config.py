@@ -87,8 +87,8 @@ class TrainConfig(Settings):
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
         micro_batch: samples per forward pass and device; this or `token_budget`.
-        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: number of
-            samples times the longest of them. A longer sample is alone.
+        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: samples
+            times the longest of them. A longer sample is alone.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
             `token_budget` needs it.
         learning_rate: peak of the cosine schedule.

@@ -68,6 +68,7 @@ def test_terms_and_gradients_are_the_cpus(name: str, most: int, registered: obje
 
 
 def check(here: Outcome, there: Outcome) -> None:
+    assert not LOG.unrepeatable, "train.deterministic could not be used"
     terms, gradients = differences(here, there)
     assert here.gradients.keys() == there.gradients.keys()
     assert terms <= 1e-5 and gradients <= 1e-4

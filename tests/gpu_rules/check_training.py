@@ -59,6 +59,7 @@ def test_terms_and_gradients_are_the_cpus(kind: str, dtype: str, ids: tuple[str,
     of_terms, of_gradients = BOUNDS[dtype]
     assert terms <= (OF_DIFFERENCES if compares_passes and dtype == "bfloat16" else of_terms)
     assert gradients <= of_gradients
+    assert not LOG.unrepeatable, "train.deterministic could not be used"
     waits = unknown(there.waits, MICRO_BATCH, 1)
     assert not waits, "\n".join(waits)
 

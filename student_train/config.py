@@ -87,8 +87,8 @@ class TrainConfig(Settings):
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
         micro_batch: samples per forward pass and device; this or `token_budget`.
-        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: number of
-            samples times the longest of them. A longer sample is alone.
+        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: samples
+            times the longest of them. A longer sample is alone.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
             `token_budget` needs it.
         learning_rate: peak of the cosine schedule.
@@ -110,6 +110,8 @@ class TrainConfig(Settings):
         kernels: what computes the decoder's layers: `torch`; `liger`, fused kernels of the library Liger for RMSNorm,
             rotary positions and the gated MLP, which need a CUDA device; `compile`, layers that torch compiles, which
             needs a C++ compiler. They differ by rounding.
+        deterministic: compute the same bits in every run on one kind of device. It is for GPUs, which are slower then.
+            A CPU repeats to the bit without it.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
             was not finite.
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
@@ -151,6 +153,7 @@ class TrainConfig(Settings):
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
     kernels: Kernels = "torch"
+    deterministic: bool = False
     skip_limit: Count = 10
     adapters: UserPath | None = None
     adapter_init: AdapterInit = "pytorch"

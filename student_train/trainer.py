@@ -12,8 +12,9 @@ from alignkd.student_train.checkpoints.times import CheckpointTimes
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
-from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.distributed.ranks import accelerator, start_ranks
 from alignkd.student_train.engine.build import build_engine
+from alignkd.student_train.engine.determinism import repeatable
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.engine.memory_faults import memory_error_as_train_error
 from alignkd.student_train.errors import TrainError
@@ -44,9 +45,10 @@ def train(job: TrainJob) -> TrainResult:
     """
     if not isinstance(job, TrainJob):
         raise TypeError(f"job is {job!r:.60}, expected a TrainJob; alignkd.train_job makes one from a file or keywords")
-    ranks = start_ranks()
-    with claimed(job.train.output, ranks, configuration=job.configuration):
-        return _train(plan_run(job, ranks))
+    with repeatable(job.train.deterministic, accelerator()):
+        ranks = start_ranks()
+        with claimed(job.train.output, ranks, configuration=job.configuration):
+            return _train(plan_run(job, ranks))
 
 
 def _train(plan: RunPlan) -> TrainResult:

@@ -14,11 +14,12 @@ from alignkd.storage.codecs.settings import NONE
 from alignkd.storage.schema.targets.attention import LayerPairs
 from alignkd.storage.tools.layers.rows import SampleLayers, image_blocks
 from alignkd.teacher_dump.preparation import Prepared
-from alignkd.teacher_dump.targets.host_copies import HostCopies, batch_to_device, to_device
+from alignkd.teacher_dump.targets.host_copies import HostCopies, batch_to_device
 from alignkd.teacher_dump.targets.seen_images import SeenImages, image_keys
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import collate_sequences
 
 R = TypeVar("R")

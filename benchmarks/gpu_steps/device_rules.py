@@ -9,6 +9,7 @@ from torch import Tensor
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.record.encoded import EncodedArray
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.handoff.block import in_one_copy
 from alignkd.student_train.data.targets import RaggedEntries
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
 from alignkd.student_train.losses.logit import logit_loss
@@ -63,7 +64,7 @@ def codecs(check: Check, device: torch.device) -> None:
             same = all(found[part].tobytes() == array.tobytes() for part, array in expected.items())
             check.expect(same, f"codec {name} of {dtype} {tuple(values.shape)}: other bytes than the store's")
             coded = EncodedTensor(codec=name, parts={part: torch.from_numpy(array) for part, array in expected.items()})
-            decoded = coded.to(device).decode().float().cpu().numpy()
+            decoded = in_one_copy(coded, torch.device(device)).decode().float().cpu().numpy()
             same = np.array_equal(decoded, get_codec(name).decode(expected))
             check.expect(same, f"codec {name} {tuple(values.shape)}: decodes to other values than the store's")
             compared += 1
@@ -108,7 +109,7 @@ def unsigned(check: Check, device: torch.device) -> None:
             np.linspace(0, torch.iinfo(counts).max, 10).astype(str(counts).removeprefix("torch."))
         )
         entries = RaggedEntries(ids_E=ids_E, values_E=values_E, offsets=offsets, widest=7)
-        pairs = zip(entries.padded(), entries.to(device).padded(), strict=True)
+        pairs = zip(entries.padded(), in_one_copy(entries, torch.device(device)).padded(), strict=True)
         check.expect(all(torch.equal(a, b.cpu()) for a, b in pairs), f"entries of {ids} and {counts} differ")
 
 

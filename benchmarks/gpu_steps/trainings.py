@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro_batches": {"micro_batch": 1, "global_batch": 2},
     "bfloat16": {"dtype": "bfloat16"},
 }
+DETERMINISTIC = {"deterministic": True}
 # Largest relative difference of a step's loss to the plain run's, or of the plain run's to the CPU's.
 BOUNDS = {"offload": 1e-5, "eight_bits": 1e-2, "checkpointing": 1e-4, "micro_batches": 1e-4, "bfloat16": 0.1}
 TO_CPU, RESUMED = 1e-4, 1e-4
@@ -52,11 +53,13 @@ def run(check: Check) -> None:
     check.figures["resumes_to_the_bit"] = resumed == losses["plain"]
     check.at_most("resumed_to_plain", largest(resumed, losses["plain"]), RESUMED)
     check.at_most("plain_to_cpu", largest(losses["plain"], on_cpu(folder, steps)), TO_CPU)
+    one, other = in_another_process(folder, steps, "deterministic")
+    check.expect(one == other, "two runs with train.deterministic differ")
 
 
 def variant(folder: Path, name: str, steps: int, output: str | None = None) -> TrainJob:
     """A training of that many steps, with a checkpoint in the middle."""
-    settings = {"steps": steps, "checkpoint_every": steps // 2, **VARIANTS[name]}
+    settings = {"steps": steps, "checkpoint_every": steps // 2, **{**VARIANTS, "deterministic": DETERMINISTIC}[name]}
     return train_job(folder / "store", folder / (output or name), **settings)
 
 
@@ -96,13 +99,22 @@ def resume(check: Check, folder: Path, steps: int) -> list[float]:
 
 def on_cpu(folder: Path, steps: int) -> list[float]:
     """The plain run in a process without a GPU."""
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "gpu_steps.trainings", str(folder), str(steps)]
-    subprocess.run(command, env=hidden, check=True, stdout=subprocess.DEVNULL)
-    losses: list[float] = json.loads((folder / "on-cpu.json").read_text())
+    (losses,) = in_another_process(folder, steps, "cpu", CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     return losses
 
 
+def in_another_process(folder: Path, steps: int, what: str, **environment: str) -> list[list[float]]:
+    """The losses of the runs of `RUNS[what]`: CUDA must start with other settings, or not at all."""
+    command = [sys.executable, "-m", "gpu_steps.trainings", str(folder), str(steps), what]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
+    losses: list[list[float]] = json.loads((folder / f"{what}.json").read_text())
+    return losses
+
+
+RUNS = {"cpu": [("plain", "on-cpu")], "deterministic": [("deterministic", "once"), ("deterministic", "twice")]}
+
+
 if __name__ == "__main__":
-    where, number = Path(sys.argv[1]), int(sys.argv[2])
-    (where / "on-cpu.json").write_text(json.dumps(losses_of(variant(where, "plain", number, "on-cpu"))))
+    where, number, asked = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    made = [losses_of(variant(where, name, number, output)) for name, output in RUNS[asked]]
+    (where / f"{asked}.json").write_text(json.dumps(made))

@@ -29,14 +29,14 @@ def run(check: Check) -> None:
     if check.device != "cuda":
         check.figures["not_applicable"] = "only CUDA notices that its host waits"
         return
-    from known_waits import HIDDEN_STATES, LOADING, MICRO_BATCH
+    from known_waits import LOADING, MICRO_BATCH, TEACHER_BATCH
 
     folder = check.out / "waits"
     job = dump_job(folder, "compact", check.device, "store")
     teacher = load_teacher(job, job.open_teacher())
     with noticed() as waits:
         dump(job, teacher)
-    compare(check, "dump", waits, [HIDDEN_STATES, *LOADING])
+    compare(check, "dump", waits, [*TEACHER_BATCH, *LOADING])
     with noticed() as waits:
         micro_batch(folder, check.device)
     compare(check, "micro-batch", waits, [*MICRO_BATCH, *LOADING])

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.handoff.block import in_one_copy
 from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
 from alignkd.vlm.inputs.batch import SequenceBatch
+from alignkd.vlm.inputs.packed_images import PackedImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,16 @@ class TrainBatch:
     stem: StemInputs | None = None
 
     def to(self, device: torch.device | str) -> Self:
-        """The batch with every tensor on `device`."""
-        fields = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value.to(device) for name, value in fields.items()})
+        """The batch with every tensor but `sequences.image_samples_I` on `device`; itself if it is there.
+
+        The host does not wait for the copies. Its memory may be used again at once.
+        """
+        device, here = torch.device(device), self.supervised_N.device
+        if device.type == here.type and device.index in (None, here.index):
+            return self
+        sequences = self.sequences
+        # images apart: they are most of the bytes, and other tensors live until the end of the backward pass
+        there = in_one_copy(replace(self, sequences=replace(sequences, images=())), device)
+        images = in_one_copy(PackedImages.of(sequences.images), device)
+        moved = replace(there.sequences, images=images, image_samples_I=sequences.image_samples_I)
+        return replace(there, sequences=moved)

@@ -82,10 +82,6 @@ class EncodedTensor:
         """Some of the heads H of attention [B, R, H, C]; see `rows`."""
         return replace(self, parts={name: part[:, :, heads] for name, part in self.parts.items()})
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same bytes on `device`."""
-        return replace(self, parts={name: part.to(device) for name, part in self.parts.items()})
-
     def decode(self) -> Tensor:
         """The values: float32, or float16 or bfloat16 where they are stored in these."""
         decode = DECODERS[self.codec]

@@ -4,8 +4,7 @@ Shape letters: B samples, R attention rows, C attention columns, Ht teacher head
 batch, E entries of all positions, K the largest number of entries of a position, V vocabulary, Dt teacher hidden size.
 """
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -85,13 +84,6 @@ class AttentionTargets:
         assert self.coded_BRHC is not None
         return self.coded_BRHC
 
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        there = (
-            (name, getattr(self, name)) for name in ("rows_BR", "cols_BC", "coded_BRHC", "samples_B", "lengths_2B")
-        )
-        return replace(self, **{name: value.to(device) for name, value in there if value is not None})
-
 
 @dataclass(frozen=True, kw_only=True)
 class StemInputs:
@@ -107,11 +99,6 @@ class StemInputs:
     text: TextRows
     tqv_places: AttentionTargets | None
     vision_tokens_S: list[int]
-
-    def to(self, device: torch.device | str) -> Self:
-        """The inputs with every tensor on `device`."""
-        places = None if self.tqv_places is None else self.tqv_places.to(device)
-        return replace(self, text=self.text.to(device), tqv_places=places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +127,6 @@ class RaggedEntries:
         padded_nK = ~kept_nK
         return ids_nK.masked_fill_(padded_nK, 0), values_nK.masked_fill_(padded_nK, 0.0), kept_nK
 
-    def to(self, device: torch.device | str) -> Self:
-        """The entries with every tensor on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("ids_E", "values_E", "offsets")}
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedTargets:
@@ -159,11 +141,6 @@ class TruncatedTargets:
         ids_NK, logprobs_NK, kept_NK = self.entries.padded(positions)
         tail_N = None if self.tail_logmass_N is None else self.tail_logmass_N[positions]
         return TruncatedDistribution(ids_NK=ids_NK, logprobs_NK=logprobs_NK, kept_NK=kept_NK, tail_logmass_N=tail_N)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        tail_N = None if self.tail_logmass_N is None else self.tail_logmass_N.to(device)
-        return replace(self, entries=self.entries.to(device), tail_logmass_N=tail_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +158,6 @@ class SampledTargets:
             ids_NK=ids_NK, weights_NK=counts_NK / self.num_draws, entropy_N=self.entropy_N[positions]
         )
 
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        return replace(self, entries=self.entries.to(device), entropy_N=self.entropy_N.to(device))
-
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenTargets:
@@ -192,20 +165,12 @@ class HiddenTargets:
 
     states: EncodedTensor
 
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        return replace(self, states=self.states.to(device))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FullTargets:
     """`full`: the teacher's logits [N, V]."""
 
     logits: EncodedTensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        return replace(self, logits=self.logits.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,11 +187,6 @@ class CounterfactualTargets:
     full: TruncatedTargets
     removed: TruncatedTargets
     evidence_P: Tensor | None
-
-    def to(self, device: torch.device | str) -> Self:
-        """The targets with every tensor on `device`."""
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value.to(device) for name, value in there.items()})
 
 
 LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets

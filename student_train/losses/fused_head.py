@@ -83,7 +83,8 @@ def fused_head_losses(
         kept for the backward pass, unless no gradient is needed.
 
     Raises:
-        ValueError: in the backward pass, if the incoming gradients are not proportional to the weights.
+        ValueError: in the backward pass, if the incoming gradients are not proportional to the weights; on a GPU, which
+            the host does not wait for, it is a failed assertion of the device.
     """
     joint = terms if isinstance(terms, JointTerms) else JointTerms.of(terms)
     assert all(weight > 0 for weight in joint.weights), joint
@@ -129,7 +130,7 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        factor = _common_factor(torch.stack(incoming[:-1]), ctx.weights)  # the last is that of the parts
+        factor = _common_factor(incoming[:-1], ctx.weights)  # the last is that of the parts
         scaled = [
             None if grad is None else _times(grad, factor, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -200,7 +201,8 @@ def _grad_logits(logits_nV: Tensor, chunk: slice, joint: JointTerms, sums: _Sums
 
     def weighted(leaf_nV: Tensor) -> Tensor:
         found = sums.add_terms(joint.terms(leaf_nV, chunk), chunk)
-        return found @ found.new_tensor(joint.weights)
+        # numbers, not a tensor of them: the host would wait for its copy to the device
+        return torch.stack([total * weight for total, weight in zip(found, joint.weights, strict=True)]).sum()
 
     (grad_logits_nV,) = gradients_of(weighted, [logits_nV])
     return grad_logits_nV
@@ -224,12 +226,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()
 
 
-def _common_factor(incoming: Tensor, weights: Sequence[float]) -> Tensor:
-    factors = incoming / incoming.new_tensor(weights)
-    if not torch.allclose(factors, factors[:1], rtol=1e-4, atol=0.0, equal_nan=True):
+def _common_factor(incoming: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    factors = torch.stack([gradient / weight for gradient, weight in zip(incoming, weights, strict=True)])
+    agree = torch.isclose(factors, factors[:1], rtol=1e-4, atol=0.0, equal_nan=True).all()
+    if factors.device.type != "cpu":  # the host does not wait for the answer; the device stops with the message
+        torch._assert_async(agree, "gradients are not proportional to the weights with which the losses were fused")
+    elif not agree:
         raise ValueError(
-            f"incoming gradients {incoming.tolist()} are not proportional to the weights {[*weights]} with which the "
-            "losses were fused; fuse them with the weights by which they are summed"
+            f"incoming gradients {[*map(float, incoming)]} are not proportional to the weights {[*weights]} with which "
+            "the losses were fused; fuse them with the weights by which they are summed"
         )
     return factors[0]
 

@@ -1,9 +1,11 @@
 """Adds up the loss terms of one optimiser step over micro-batches and ranks."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alignkd.student_train.distributed.ranks import Ranks
@@ -63,7 +65,9 @@ class StepTally:
     def gather(self, ranks: Ranks, *, stop: bool, time_is_up: bool = False) -> None:
         """Sum over all ranks: the only point of a step at which they exchange anything but gradients."""
         names = list(self.global_counts)
-        totals = [float(sum(found[name] for found in self._totals)) for name in names]
+        # one transfer, for which the host waits until the step's work is done
+        totals_T = torch.stack([reduce(torch.add, [found[name] for found in self._totals]).double() for name in names])
+        totals = totals_T.tolist()
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
         layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()

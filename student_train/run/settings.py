@@ -34,6 +34,7 @@ NOT_DECIDING = {
     "float32_gradients",
     "gradient_checkpointing",
     "kernels",
+    "deterministic",
     "skip_limit",
     "tensorboard",
     "adapters",

@@ -20,12 +20,13 @@ from alignkd.storage.schema.targets.attention import LayerPairs, attention_targe
 from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.device_codecs import encode
-from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.focus import vision_top_index
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel
+from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import pad_positions
 from alignkd.vlm.inputs.position_map import AttentionPairs, PositionMap
 

@@ -18,10 +18,11 @@ from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import AttentionCapture, SampleAttention
 from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
-from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import collate_sequences
 
 

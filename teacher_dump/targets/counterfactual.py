@@ -25,13 +25,14 @@ from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.targets.device_codecs import extremes
 from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
 from alignkd.teacher_dump.targets.exact_mass import ONE, cumulative_mass, integer_mass
-from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device, to_device
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
 from alignkd.teacher_dump.targets.truncation import NOT_FINITE, smallest_ids
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.focus import focus_scores
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.families.replaced_vision import neutral_vision, replaced_vision
+from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import ImageTensors, collate_sequences
 
 # columns of a dense table: int32 [N, K] tokens by falling probability in either pass, bool [N, K], float32 [N, K], [N]

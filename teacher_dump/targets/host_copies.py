@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignkd.vlm.hardware.transfers import module_with_streams, to_device
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 
@@ -35,7 +36,7 @@ class HostCopies:
     """Start copies from one device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._module = device, _module_with_streams(device)
+        self._device, self._module = device, module_with_streams(device)
         self._stream = None if self._module is None else self._module.Stream(device)
 
     def start(self, tensors: Mapping[str, Tensor]) -> HostArrays:
@@ -51,13 +52,6 @@ class HostCopies:
             return HostArrays(copies, tensors, self._stream.record_event())
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to the device, asynchronously if page-locked memory allows it."""
-    if _module_with_streams(device) is not None:
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch:
     """Copy every tensor of a batch but those of its images by `to_device`."""
     moved: dict[str, Any] = {
@@ -67,11 +61,3 @@ def batch_to_device(batch: SequenceBatch, device: torch.device) -> SequenceBatch
     }
     moved["types"] = {name: to_device(values, device) for name, values in batch.types.items()}
     return replace(batch, **moved)
-
-
-def _module_with_streams(device: torch.device) -> Any:
-    """torch's module of a device with asynchronous copies, such as `torch.cuda`; None for other devices."""
-    if device.type == "cpu":  # its module has only nominal streams
-        return None
-    module = torch.get_device_module(device)
-    return module if hasattr(module, "Stream") else None

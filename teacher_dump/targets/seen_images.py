@@ -13,10 +13,11 @@ import torch
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.targets.device_codecs import encode
-from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, to_device
+from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.vlm.errors import InputError, one_line
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
 from alignkd.vlm.hardware.memory_faults import may_be_out_of_memory
+from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import ImageTensors
 from alignkd.vlm.inputs.examples import ImageArrays
 

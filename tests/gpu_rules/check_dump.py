@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from golden_jobs import STORES, GoldenJobs
-from known_waits import HIDDEN_STATES, LOADING, SANITY, unknown, unmet
+from known_waits import LOADING, SANITY, TEACHER_BATCH, unknown, unmet
 from pretend_device import LOG
 from pretend_streams import Event, RaceError, Stream
 
@@ -43,7 +43,7 @@ def test_a_dump_is_that_of_the_cpu(
         assert field.max_abs is not None and field.max_abs <= BOUNDS[name], field
         # that only few values are one step apart: measured 1.3e-5 for the embeddings
         assert field.relative_l2 is None or field.relative_l2 <= (1e-4 if name == "vision" else 1e-3), field
-    known = [HIDDEN_STATES, *LOADING, *(SANITY if job.teacher.sanity != "off" else [])]
+    known = [*TEACHER_BATCH, *LOADING, *(SANITY if job.teacher.sanity != "off" else [])]
     passes = len(forwards) * (1 if job.store.counterfactual is None else 2)
     assert unknown(LOG.waits, known, passes) == []
     assert unmet(LOG.waits, known) == []

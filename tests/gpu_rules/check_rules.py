@@ -47,6 +47,7 @@ SOUND: dict[str, Callable[[torch.device], Any]] = {
     "lists of the host": lambda at: torch._foreach_add([numbers(3)], [numbers(3)]),
     "slices": lambda at: numbers(3, 3, device=at)[1:, 0].exp().sum(),
     "page-locked": lambda at: numbers(3).pin_memory().to(at, non_blocking=True),
+    "a part of what is page-locked": lambda at: numbers(4).pin_memory()[1:3].to(at, non_blocking=True),
     "index of the device": lambda at: numbers(3, device=at)[torch.zeros(2, dtype=torch.int64, device=at)],
 }
 WAITING: dict[str, tuple[str, Callable[[torch.device], Any]]] = {
@@ -89,6 +90,22 @@ def test_a_wait_is_noted(name: str, device: torch.device) -> None:
     reason, work = WAITING[name]
     work(device)
     assert [wait.reason for wait in LOG.waits] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [
+        (lambda x: torch.nn.functional.adaptive_avg_pool2d(x, 2).sum().backward(), {"_adaptive_avg_pool2d_backward"}),
+        (lambda x: torch.nn.functional.avg_pool2d(x, 2).sum().backward(), set()),
+        (lambda x: x.detach().cumsum(0), {"cumsum"}),
+        (lambda x: (x > 1).long().cumsum(0), set()),
+    ],
+)
+def test_what_torch_cannot_repeat_is_noted(
+    work: Callable[[Tensor], Any], found: set[str], device: torch.device
+) -> None:
+    work(numbers(1, 1, 4, 4, device=device).requires_grad_())
+    assert {name.split(" at ")[0] for name in LOG.unrepeatable} == found
 
 
 def test_numpy_is_refused(device: torch.device) -> None:

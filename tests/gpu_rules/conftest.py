@@ -31,12 +31,6 @@ def jobs(registered: torch.device, tmp_path_factory: pytest.TempPathFactory) -> 
     return GoldenJobs(tmp_path_factory.mktemp("gpu_rules"))
 
 
-@pytest.fixture(scope="session")
-def found() -> dict[str, object]:
-    """What the checks have seen so far, by name; so that nothing is computed twice."""
-    return {}
-
-
 @pytest.fixture
 def device(registered: torch.device) -> Iterator[torch.device]:
     """The pretend device, its log empty."""

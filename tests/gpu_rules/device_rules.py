@@ -23,6 +23,16 @@ WAITING = {
     "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select", "masked_scatter_backward",
     "_unique2", "unique_dim", "unique_consecutive", "bincount",
 }  # fmt: skip
+# What torch.use_deterministic_algorithms refuses on CUDA, as its documentation lists it; `cumsum` of floats alone.
+REFUSED_IF_DETERMINISTIC = {
+    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "avg_pool3d_backward",
+    "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward", "max_unpool2d",
+    "max_unpool3d", "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "reflection_pad3d_backward", "nll_loss_forward", "nll_loss2d_forward", "_ctc_loss_backward",
+    "_embedding_bag_backward", "put_", "histc", "bincount", "median", "kthvalue", "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward", "cumsum",
+}  # fmt: skip
 LISTS = ("_foreach_", "_fused_", "_amp_foreach_")
 MASKS = (torch.bool, torch.uint8)
 
@@ -92,6 +102,12 @@ def waits_for(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_ours
             yield "index of the host"
     if name == "repeat_interleave" and is_ours(args[0]) and kwargs.get("output_size") is None:
         yield "repeat_interleave without output_size"
+
+
+def repeats(func: Any, args: Sequence[Any]) -> bool:
+    """Whether torch has a form of this operation for CUDA that repeats to the bit."""
+    name = operation(func)
+    return name not in REFUSED_IF_DETERMINISTIC or (name == "cumsum" and not args[0].is_floating_point())
 
 
 def _writes_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], hosts: Sequence[Tensor]) -> bool:

@@ -5,7 +5,7 @@ have had queued meanwhile: nothing at the end of a step, much in the middle of a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from places import OUTSIDE
 from pretend_device import Wait
@@ -55,56 +55,18 @@ def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
     return [entry for entry in known if not any(entry.is_of(wait) for wait in waits)]
 
 
-HIDDEN_STATES = Known(
-    "vlm/families/mobilevlm/model/mobilevlm.py",
-    "decoder_states",
-    "_local_scalar_dense",
-    1,
-    "transformers looks whether positions are those of packed sequences, once per pass of a decoder",
-    via="transformers/masking_utils.py",
-)
-COPIES = "stored targets go up one by one, each copied by pageable memory, before the forward pass begins"
-MICRO_BATCH = [
-    HIDDEN_STATES,
-    Known("vlm/inputs/batch.py", "to", "to the device", 4, COPIES),
-    Known(
-        "vlm/inputs/packed_images.py", "to", "to the device", 1, "all pixels of a batch, one copy per argument's name"
-    ),
-    Known("student_train/data/batch.py", "to", "to the device", 3, COPIES),
-    Known("student_train/data/targets.py", "to", "to the device", 11, COPIES),
-    Known("student_train/data/decode.py", "to", "to the device", 7, COPIES),
-    Known("vlm/families/stem.py", "to", "to the device", 3, COPIES),
-    Known(
-        "student_train/losses/fused_head.py",
-        "weighted",
-        "numbers to the device",
-        1,
-        "weights of the terms, for every chunk of positions; here one chunk",
-    ),
-    Known("student_train/losses/fused_head.py", "_common_factor", "numbers to the device", 1, "the weights again"),
-    Known(
-        "student_train/losses/fused_head.py",
-        "_common_factor",
-        "allclose",
-        1,
-        "gradients that do not fit the fused weights are refused before they are used",
-    ),
-    Known(OUTSIDE, "", "masked_scatter_backward", 1, "of the splice of vision embeddings; torch counts the mask"),
-]
-# With the terms `effect` and `keep`: up to two more passes, each with its own head, wait where the first one does.
-PASSES = 3
-SECOND_PASSES = [replace(known, most=known.most and known.most * PASSES) for known in MICRO_BATCH]
-# Of models of transformers, without what transformers waits for: ids of types and more tensors of an image besides.
+# A micro-batch of MobileVLM and a batch of its teacher: forward and backward pass wait for nothing.
+MICRO_BATCH: list[Known] = []
+TEACHER_BATCH: list[Known] = []
+# Of models of transformers, without what transformers waits for.
 FAMILY_MICRO_BATCH = [
-    Known("vlm/inputs/batch.py", "to", "to the device", 6, COPIES),
-    Known("vlm/inputs/packed_images.py", "to", "to the device", 4, "one copy per name of the model's arguments"),
     Known(OUTSIDE, "", "boolean index", 6, "transformers adds features of the tower to hidden states of early layers"),
-    *(known for known in MICRO_BATCH if not known.file.startswith("vlm/")),
+    Known(OUTSIDE, "", "masked_scatter_backward", 1, "transformers splices vision embeddings by a mask"),
 ]
 ONE_DEVICE, ZERO = "student_train/engine/one_device/engine.py", "student_train/engine/zero/engine.py"
 DEEPSPEED = "deepspeed/runtime/"
 LOGGED = [
-    Known("student_train/objective/tally.py", "gather", "_local_scalar_dense", 5, "loss terms, for the log"),
+    Known("student_train/objective/tally.py", "gather", "tolist", 1, "loss terms, for the log"),
     Known("student_train/distributed/ranks.py", "sum", "numbers to the device", 1, "sums over ranks"),
     Known("student_train/distributed/ranks.py", "sum", "tolist", 1, "sums over ranks"),
 ]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import pretend_streams
 import torch
-from device_rules import check_devices, mapped, operation, tensors_in, waits_for
+from device_rules import check_devices, mapped, operation, repeats, tensors_in, waits_for
 from places import Place, asked_by_the_project, current_place
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -47,9 +47,11 @@ class Log:
 
     waits: Counter[Wait] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
+    unrepeatable: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
         """Begin anew."""
+        self.unrepeatable.clear()
         self.waits.clear()
         self.operations.clear()
 
@@ -169,6 +171,8 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if not any(map(is_ours, tensors_in(args, kwargs))) and goes_to != NAME:
         return _on_host(func, args, kwargs)
     LOG.operations[name] += 1
+    if not repeats(func, args):
+        LOG.unrepeatable[f"{name} at {current_place()}"] += 1
     pretend_streams.queue_work()
     check_devices(func, args, kwargs, is_ours)
     for reason in waits_for(func, args, kwargs, is_ours):

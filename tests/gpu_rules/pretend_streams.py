@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 _HERE = threading.local()
 _ARRIVING = threading.Lock()
 _work = [0]
+_locked: dict[int, StorageWeakRef] = {}
 
 
 class RaceError(RuntimeError):
@@ -124,14 +125,16 @@ def copy_later(into: Tensor, source: Tensor, *, keep: bool = False) -> Tensor:
 
 
 def page_lock(tensor: Tensor) -> Tensor:
-    """Mark memory of the host as page-locked."""
-    tensor._page_locked = True  # type: ignore[attr-defined]
+    """Mark memory of the host as page-locked, whatever tensors share it."""
+    storage = tensor.untyped_storage()
+    _locked[storage._cdata] = StorageWeakRef(storage)
     return tensor
 
 
 def is_page_locked(tensor: Tensor) -> bool:
     """Whether the device copies from and to this tensor by itself."""
-    return getattr(tensor, "_page_locked", False)
+    found = _locked.get(tensor.untyped_storage()._cdata)
+    return found is not None and not found.expired()
 
 
 def current_stream(device: object = None) -> Stream:

@@ -1,4 +1,4 @@
-"""Liger's functions in plain torch, which write in place where Liger's kernels do.
+"""Liger's functions in plain torch, which keep what Liger's keep and write in place where they do.
 
 What surrounds the kernels is tested with these, without Triton. `check_liger.py` compares them with the library.
 """
@@ -29,14 +29,14 @@ def liger_geglu(gate: Tensor, up: Tensor) -> Tensor:
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, casting: str, in_place: bool) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, _inverse_rms(x, eps))
         ctx.settings = eps, offset, casting
         ctx.in_place = in_place
         return _norm(x, weight, eps, offset, casting)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, weight = (value.detach().requires_grad_() for value in ctx.saved_tensors)
+        x, weight = (value.detach().requires_grad_() for value in ctx.saved_tensors[:2])
         with torch.enable_grad():
             of_x, of_weight = torch.autograd.grad(_norm(x, weight, *ctx.settings), [x, weight], gradient)
         if ctx.in_place:
@@ -45,11 +45,14 @@ class _Norm(torch.autograd.Function):
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, offset: float, casting: str) -> Tensor:
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    normed = x.float() * _inverse_rms(x, eps)
     if casting == "llama":
         return normed.to(x.dtype) * (offset + weight)
     return (normed * (offset + weight.float())).to(x.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
 
 
 class _Rope(torch.autograd.Function):

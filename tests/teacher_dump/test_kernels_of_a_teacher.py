@@ -13,6 +13,7 @@ from alignkd.storage import StoreReader
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.vlm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("kernels_on_cpu")
 
@@ -36,3 +37,12 @@ def test_stores(make_job: Callable[..., DumpJob], tmp_path: Path) -> None:
             assert (found.attention is None) == (reference.attention is None)
             if reference.attention is not None:
                 np.testing.assert_allclose(found.attention, reference.attention, atol=1e-5)
+
+
+def test_a_device_without_them(make_job: Callable[..., DumpJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before the teacher is loaded; no store is left behind."""
+    monkeypatch.delenv("TRITON_INTERPRET")
+    job = make_job()
+    with pytest.raises(InputError, match=r"^kernels 'liger' need a CUDA device, found cpu"):
+        dump(replace(job, teacher=job.teacher.model_copy(update={"kernels": "liger"})))
+    assert not job.store.path.exists()

@@ -87,7 +87,8 @@ def selected_rows(values_BLx: Tensor, rows_BR: Tensor, samples_B: Tensor | None 
         samples_B = torch.arange(len(rows_BR), device=rows_BR.device)
     places_N = (samples_B[:, None] * values_BLx.shape[1] + rows_BR).flatten()
     # whole rows: `gather` would need an index of the size of the result, and scatter single numbers backward
-    return values_BLx.flatten(0, 1).index_select(0, places_N).unflatten(0, rows_BR.shape)
+    selected_BRx: Tensor = values_BLx.flatten(0, 1).index_select(0, places_N).unflatten(0, rows_BR.shape)
+    return selected_BRx
 
 
 def row_chunks(total: int, size: int) -> Iterator[slice]:

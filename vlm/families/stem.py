@@ -12,8 +12,8 @@ teacher, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,6 @@ class TextRows:
 
     rows_UD: Tensor
     index_BL: Tensor
-
-    def to(self, device: torch.device | str) -> Self:
-        """A copy on `device`."""
-        return replace(self, rows_UD=self.rows_UD.to(device), index_BL=self.index_BL.to(device))
 
 
 class EmbeddingTable:

@@ -13,7 +13,7 @@ from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.packed_images import ImageTensors, PackedImages
 
-__all__ = ["ImageTensors", "SequenceBatch", "collate_sequences", "pad_positions"]
+__all__ = ["ImageTensors", "SequenceBatch", "collate_sequences", "pad_positions", "true_places"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class SequenceBatch:
             per image (their embedding is replaced).
         labels_BL: int64, `IGNORE_LABEL` at vision and padding positions.
         vision_mask_BL: bool, True at vision positions.
+        vision_places_P: int64, the vision positions in the flattened [B * L], ascending; found on the host, so that no
+            splice waits for a device to count a mask.
         lengths_B: int64, real positions per sample.
         images: the tensors of each image, image by image of each sample in turn; empty when no sample has an image.
         tokens_of_image: vision tokens of each image, plain integers.
@@ -36,6 +38,7 @@ class SequenceBatch:
     input_ids_BL: Tensor
     labels_BL: Tensor
     vision_mask_BL: Tensor
+    vision_places_P: Tensor
     lengths_B: Tensor
     images: Sequence[ImageTensors]
     tokens_of_image: tuple[int, ...]
@@ -72,14 +75,21 @@ class SequenceBatch:
         length = self.input_ids_BL.shape[1]
         shifts_B1 = length - self.lengths_B[:, None]
         index_BL = (torch.arange(length, device=self.lengths_B.device) - shifts_B1) % length
+        vision_mask_BL = self.vision_mask_BL.gather(1, index_BL)
         return replace(
             self,
             input_ids_BL=self.input_ids_BL.gather(1, index_BL),
             labels_BL=self.labels_BL.gather(1, index_BL),
-            vision_mask_BL=self.vision_mask_BL.gather(1, index_BL),
+            vision_mask_BL=vision_mask_BL,
+            vision_places_P=true_places(vision_mask_BL),
             types={name: values.gather(1, index_BL) for name, values in self.types.items()},
             pads_left=True,
         )
+
+    def splice(self, embeds_BLD: Tensor, vision_PD: Tensor) -> Tensor:
+        """Token embeddings with those of the vision tokens in their places; differentiable by both."""
+        spliced_ND = embeds_BLD.flatten(0, 1).index_copy(0, self.vision_places_P, vision_PD.to(embeds_BLD.dtype))
+        return spliced_ND.view_as(embeds_BLD)
 
     @property
     def supervised_mask_BL(self) -> Tensor:
@@ -120,6 +130,7 @@ def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
         input_ids_BL=torch.from_numpy(input_ids),
         labels_BL=torch.from_numpy(labels),
         vision_mask_BL=torch.from_numpy(vision_mask),
+        vision_places_P=true_places(torch.from_numpy(vision_mask)),
         lengths_B=torch.tensor([example.positions.length for example in examples]),
         images=PackedImages.of(
             [
@@ -132,6 +143,11 @@ def collate_sequences(examples: Sequence[Example]) -> SequenceBatch:
         image_samples_I=torch.from_numpy(np.repeat(np.arange(num), counts)),
         types={name: torch.from_numpy(values) for name, values in types.items()},
     )
+
+
+def true_places(mask_BL: Tensor) -> Tensor:
+    """int64, where a mask on the host is True in the flattened [B * L], ascending."""
+    return mask_BL.flatten().nonzero()[:, 0]
 
 
 def pad_positions(

@@ -22,7 +22,7 @@ class Part:
 
     def bind(self) -> None:
         """Replace the module's forward function."""
-        self.module.forward = self.forward  # type: ignore[method-assign]
+        self.module.forward = self.forward
 
 
 def limit_of(decoder: nn.Module) -> float:

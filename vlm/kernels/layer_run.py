@@ -34,8 +34,8 @@ class LayerRun:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # a cache of keys and values has an entry of each layer, which would be compiled on its own
-        is_plain = self.compiled is None or self.is_watched or kwargs.get("past_key_values") is not None
-        run = self.plain if is_plain else self.compiled
+        is_plain = self.is_watched or kwargs.get("past_key_values") is not None
+        run = self.plain if is_plain or self.compiled is None else self.compiled
         return run(*args, **kwargs) if self.checkpoint is None else self.checkpoint(run, *args, **kwargs)
 
 
@@ -44,7 +44,7 @@ def layer_run(layer: nn.Module) -> LayerRun:
     run = layer.forward
     if not isinstance(run, LayerRun):
         run = LayerRun(run)
-        layer.forward = run  # type: ignore[method-assign]
+        layer.forward = run
     return run
 
 

@@ -23,6 +23,7 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, Vision
 from alignkd.vlm.families.mobilevlm.model.attention import first_layer_attention, row_inputs_of_layer, watched_layers
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.layers import after_layers
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.families.stem import EmbeddingTable, Stem, TextRows
 from alignkd.vlm.inputs.batch import SequenceBatch
@@ -99,9 +100,7 @@ class TeacherStem(Stem):
     def embed(self, text: TextRows, batch: SequenceBatch, vision_embeddings_PD: Tensor | None) -> Tensor:
         """The input of the teacher's first layer [B, L, Dt]; `text` are the rows of `batch.input_ids_BL`."""
         embeds_BLD = text.rows_UD[text.index_BL]
-        if vision_embeddings_PD is None:
-            return embeds_BLD
-        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision_embeddings_PD.to(embeds_BLD.dtype))
+        return embeds_BLD if vision_embeddings_PD is None else batch.splice(embeds_BLD, vision_embeddings_PD)
 
     @torch.no_grad()
     def first_layer_attention(
@@ -198,13 +197,9 @@ class _StemDecoder(nn.Module):
         self.rotary_emb = None
 
     def inputs_of(self, number: int, embeds_BLD: Tensor) -> Tensor:
-        """Input of layer `number` [B, L, Dt]. As in `LlamaModel.forward` without padding, SDPA gets no mask."""
+        """Input of layer `number` [B, L, Dt]."""
         assert self.rotary_emb is not None
-        hidden_BLD, positions_1L = embeds_BLD, torch.arange(embeds_BLD.shape[1], device=embeds_BLD.device)[None]
-        rotary = self.rotary_emb(embeds_BLD, position_ids=positions_1L)
-        for layer in self.layers[:number]:
-            hidden_BLD = layer(hidden_BLD, position_ids=positions_1L, position_embeddings=rotary)
-        return hidden_BLD
+        return after_layers(self.layers[:number], self.rotary_emb, embeds_BLD)
 
 
 def _freeze(stem: nn.Module) -> None:

@@ -55,7 +55,7 @@ class OneDeviceEngine(Engine):
         self._gradients.start_step(micro_batches)
 
     def backward(self, loss: Tensor) -> None:
-        (loss if self._scale is None else loss * self._scale.cur_scale).backward()  # type: ignore[no-untyped-call]
+        (loss if self._scale is None else loss * self._scale.cur_scale).backward()
 
     def master_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._trained():

@@ -85,9 +85,10 @@ class AdamW8bit(MomentOptimizer):
         return self._found_levels[device]
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, beta1, beta2 = self.state[parameter], *group["betas"]
+        state = self.state[parameter]
         state["step"] += 1
-        step, eps, rate, decay = state["step"], group["eps"], group["lr"], group["weight_decay"]
+        (beta1, beta2), step = group["betas"], state["step"]
+        eps, rate, decay = group["eps"], group["lr"], group["weight_decay"]
         first, second = (state[kind] for kind in MOMENTS)
         weights, gradients = parameter.detach().view(-1), gradient.reshape(-1)
         for part in _parts(len(weights)):

@@ -3,10 +3,31 @@
 Shape letters as in `fused.py`: B samples, H heads, r rows of a chunk, C columns, L positions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from alignkd.vlm.attention.attention_rows import RowInputs, expanded_columns, mask_scores, weights_of_scores
+
+
+@contextmanager
+def sums_of_one() -> Iterator[None]:
+    """Scattered sums that repeat to the bit without torch's deterministic form: each key gets one number that is not 0.
+
+    Columns differ, and padded ones add 0. The deterministic form on CUDA would build and sort four int64 indices for
+    each number: about a gigabyte for a chunk of rows.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if not before[0]:
+        yield
+        return
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class AttentionColumns:
@@ -24,7 +45,8 @@ class AttentionColumns:
         """
         weighed_BHrC = grad_BHrC.mul(self.values_BHrC).mul_(scaling)
         self._weights_BHrL.mul_(-weighed_BHrC.sum(-1, keepdim=True) / self._sum_BHr1)
-        return self._weights_BHrL.scatter_add_(3, self._columns_BHrC, weighed_BHrC)
+        with sums_of_one():
+            return self._weights_BHrL.scatter_add_(3, self._columns_BHrC, weighed_BHrC)
 
 
 class AttentionOutcomes:
@@ -60,4 +82,5 @@ class AttentionOutcomes:
         shares_BHrL = self._others_BHrL.sub_(self._rest_BHr1).exp_().mul_(grad_BHrC[..., -1:])
         found_BHrL = probabilities_BHrL.mul_(-grad_BHrC.sum(-1, keepdim=True)).add_(shares_BHrL)
         columns_BHrC = grad_BHrC[..., :-1].masked_fill(~self._real_BC[:, None, None], 0.0)
-        return found_BHrL.scatter_add_(3, self._columns_BHrC, columns_BHrC)
+        with sums_of_one():
+            return found_BHrL.scatter_add_(3, self._columns_BHrC, columns_BHrC)

@@ -93,7 +93,8 @@ class RowsOfPair:
             mixed_nSC = torch.bmm(weight_nST, stored_nTC)
         else:
             mixed_nSC = torch.baddbmm(bias_S[:, None], weight_nST, stored_nTC)
-        return mixed_nSC.unflatten(0, stored_BrTC.shape[:2]).transpose(1, 2)
+        mixed_BSrC: Tensor = mixed_nSC.unflatten(0, stored_BrTC.shape[:2]).transpose(1, 2)
+        return mixed_BSrC
 
     def _stored_BrTC(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The mean of the teacher's layers."""

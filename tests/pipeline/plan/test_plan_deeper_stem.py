@@ -52,6 +52,7 @@ def stem_and_batch(config: VLMConfig, depth: int, dtype: torch.dtype) -> tuple[T
         input_ids_BL=ids,
         labels_BL=ids,
         vision_mask_BL=torch.zeros_like(ids, dtype=torch.bool),
+        vision_places_P=torch.zeros(0, dtype=torch.int64),
         lengths_B=torch.full((3,), 96),
         images=(),
         tokens_of_image=(),

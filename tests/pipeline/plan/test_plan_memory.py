@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kept_bytes import saved_bytes
+from kernels_on_cpu import use_toys
 from torch import Tensor
 from transformers import LlamaModel
 
@@ -36,6 +37,7 @@ from alignkd.vlm.families.mobilevlm.model.config import VLMConfig, parse_config
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, model_size, official_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
+from alignkd.vlm.kernels.choice import Kernels, use_kernels
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -59,11 +61,15 @@ def load(**changes: Any) -> StudentLoad:
     return StudentLoad(**{**base, **changes})
 
 
+@pytest.mark.parametrize("kernels", ["torch", "liger"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("hidden", "inner", "heads", "kv_heads"), [(256, 512, 4, 4), (320, 1024, 8, 2), (512, 640, 4, 4)]
 )
-def test_a_layer_keeps_what_torch_keeps(dtype: str, hidden: int, inner: int, heads: int, kv_heads: int) -> None:
+def test_a_layer_keeps_what_torch_keeps(
+    kernels: Kernels, dtype: str, hidden: int, inner: int, heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_toys(monkeypatch)
     tokens, counted = 192, {}
     for layers in (1, 3):
         made = config(
@@ -71,10 +77,11 @@ def test_a_layer_keeps_what_torch_keeps(dtype: str, hidden: int, inner: int, hea
             num_hidden_layers=layers,
         )  # fmt: skip
         decoder = LlamaModel(made.llama).to(getattr(torch, dtype))
+        use_kernels(kernels, decoder, decoder.layers, torch.device("cpu"))
         embeddings = torch.randn(1, tokens, hidden).to(getattr(torch, dtype)).requires_grad_()
         counted[layers] = saved_bytes(decoder, embeddings)
     per_token = (counted[3] - counted[1]) / 2 / tokens
-    assert layer_bytes(ModelShapes.of(model_size("tiny", made)).size, dtype) == pytest.approx(per_token, rel=0.01)
+    assert layer_bytes(model_size("tiny", made), dtype, kernels) == pytest.approx(per_token, rel=0.01)
 
 
 def test_trained_parameters_are_those_of_the_student_that_is_trained() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from alignkd.student_train.data.handoff.block import ALIGNMENT, PackedBatch, unpack
+from alignkd.student_train.data.handoff.block import ALIGNMENT, PackedBatch, in_one_copy, unpack
 from alignkd.student_train.data.handoff.slots import SharedSlots
 from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.inputs.batch import SequenceBatch
@@ -54,6 +54,16 @@ def test_a_batch_comes_back_bit_for_bit_and_in_place(batch: object, room: int) -
     for tensor in _tensors_of(found):
         place = tensor.data_ptr() - block_N.data_ptr()
         assert not tensor.numel() or (0 <= place < packed.rest_start and place % ALIGNMENT == 0)
+
+
+@settings(max_examples=10)
+@given(batch=batches())
+def test_a_batch_in_one_copy_is_the_batch_and_shares_nothing_with_it(batch: object) -> None:
+    found = in_one_copy(batch, torch.device("cpu"))
+    _assert_same(found, batch)
+    given_to = {tensor.untyped_storage().data_ptr() for tensor in _tensors_of(batch) if tensor.numel()}
+    taken = {tensor.untyped_storage().data_ptr() for tensor in _tensors_of(found) if tensor.numel()}
+    assert len(taken) <= 1 and not taken & given_to
 
 
 def test_a_slot_grows_in_one_process_and_is_read_in_another() -> None:

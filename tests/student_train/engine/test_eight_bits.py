@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_engines import INNER, VOCABULARY, WIDTH, do_step, largest_difference, load_state, small_engine, state_of
 from torch import Tensor
 
+from alignkd.student_train.engine import build
 from alignkd.student_train.engine.optimizers.adamw_8bit import AdamW8bit
 from alignkd.student_train.engine.optimizers.blocks import BLOCK, Blocks, quantize
 from alignkd.student_train.engine.optimizers.moments import MOMENTS
@@ -146,4 +147,25 @@ def test_resumed_is_unbroken(dtype: torch.dtype) -> None:
     for step in range(3, 6):
         assert do_step(resumed, step) == do_step(unbroken, step)
     for kind, values in state_of(unbroken).items():
+        assert all(torch.equal(state_of(resumed)[kind][name], value) for name, value in values.items()), kind
+
+
+def test_flat_partitions_of_zero_are_as_near_and_resume_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeRO-2 in one process: blocks go across tensors, but not into those that keep float32."""
+    start = state_of(small_engine())["weights"]
+    reference = small_engine()
+    monkeypatch.setattr(build, "uses_deepspeed", lambda config, world_size: True)
+    engine = small_engine(optimizer="adamw_8bit")
+    for step in range(STEPS):
+        assert do_step(engine, step).applied == do_step(reference, step).applied
+    state = state_of(engine)
+    changes = [
+        {name: value - start[name] for name, value in weights.items()}
+        for weights in (state["weights"], state_of(reference)["weights"])
+    ]
+    assert 1e-6 < largest_difference(*changes) < BOUND
+    resumed = small_engine(optimizer="adamw_8bit")
+    load_state(resumed, state, engine.counters)
+    assert do_step(resumed, STEPS) == do_step(engine, STEPS)
+    for kind, values in state_of(engine).items():
         assert all(torch.equal(state_of(resumed)[kind][name], value) for name, value in values.items()), kind

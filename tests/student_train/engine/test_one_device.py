@@ -6,12 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_engines import do_step, largest_difference, small_engine, state_of
+from small_engines import do_step, largest_difference, load_state, small_engine, state_of
 from torch import nn
 
 from alignkd.student_train.engine import build
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.loss_scale import LossScale
+from alignkd.student_train.engine.one_device import engine as one_device
 from alignkd.student_train.engine.one_device.engine import OneDeviceEngine
 from alignkd.student_train.engine.one_device.masters import Masters
+from alignkd.student_train.errors import TrainError
 
 STEPS, SKIPPED = 5, 3
 # Largest relative difference of weights and moments after all steps.
@@ -55,6 +59,65 @@ def test_steps_are_those_of_deepspeed(
     for kind, values in expected.items():
         assert largest_difference(found[kind], values) < BOUNDS[dtype], kind
     assert largest_difference(own, weights) < 10 * BOUNDS[dtype]
+
+
+def test_float16_finds_its_scale_as_deepspeed_does_and_each_goes_on_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first steps overflow with the initial scale; float16 of a CPU stands for that of a GPU."""
+    from alignkd.student_train.engine.zero.engine import deepspeed
+
+    accelerator = type(deepspeed.accelerator.get_accelerator())
+    monkeypatch.setattr(accelerator, "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr(one_device, "check_device_computes_in", lambda dtype, device: None)
+
+    def engines() -> tuple[Engine, Engine]:
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "uses_deepspeed", lambda config, world_size: True)
+            there = small_engine(dtype=torch.float16)
+            patch.setattr(build, "uses_deepspeed", lambda config, world_size: False)
+            return there, small_engine(dtype=torch.float16)
+
+    there, here = engines()
+    outcomes = [[do_step(engine, step, factor=30.0) for step in range(6)] for engine in (there, here)]
+    applied = [[outcome.applied for outcome in found] for found in outcomes]
+    assert applied[0] == applied[1] and 2 <= applied[0].count(False) < 5
+    assert [o.grad_norm for o in outcomes[1]] == pytest.approx([o.grad_norm for o in outcomes[0]], rel=1e-4)
+    assert here.counters == there.counters and here.counters["cur_scale"] < 2**16
+    for kind, values in state_of(there).items():
+        assert largest_difference(state_of(here)[kind], values) < 1e-3, kind
+
+    other_there, other_here = engines()
+    load_state(other_there, state_of(here), here.counters)
+    load_state(other_here, state_of(there), there.counters)
+    after = [do_step(engine, 6, factor=30.0) for engine in (there, here, other_there, other_here)]
+    assert [outcome.applied for outcome in after] == [True] * 4
+    assert [o.grad_norm for o in after] == pytest.approx([after[0].grad_norm] * 4, rel=1e-3)
+    assert other_there.counters == other_here.counters == there.counters == here.counters
+
+
+@given(st.lists(st.booleans(), max_size=60), st.sampled_from([1, 3, 1000]))
+def test_the_loss_scale_follows_the_rules_of_deepspeed(overflows: list[bool], window: int) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    own = LossScale(cur_scale=16.0)
+    other = DynamicLossScaler(16.0, window, 1.0, 2, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LossScale, "WINDOW", window)
+        for overflow in overflows:
+            try:
+                other.update_scale(overflow)
+            except Exception:
+                with pytest.raises(
+                    TrainError, match=r"overflows even with a loss scale of 1; lower train\.learning_rate"
+                ):
+                    own.update(overflow=overflow)
+                return
+            own.update(overflow=overflow)
+            assert own.counters == {name: float(getattr(other, name)) for name in own.counters}
+            again = LossScale()
+            again.load(own.counters)
+            assert again == own
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True), min_size=1))

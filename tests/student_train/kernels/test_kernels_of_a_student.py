@@ -18,6 +18,7 @@ from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.student_train.trainer import train
+from alignkd.vlm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("kernels_on_cpu")
 MakeJob = Callable[..., TrainJob]
@@ -75,3 +76,11 @@ def test_a_run(
             assert line[name] == (value if value is None else pytest.approx(value, rel=1e-4)), name
     again = job("torch")
     assert train(replace(again, train=again.train.model_copy(update={"output": tmp_path / kernels}))).already_finished
+
+
+def test_a_device_without_them(many_store: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before the student is loaded."""
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("alignkd.student_train.trainer.build_student", None)
+    with pytest.raises(InputError, match=r"^kernels 'liger' need a CUDA device, found cpu"):
+        train(make_job(many_store, kernels="liger"))

@@ -125,8 +125,11 @@ def test_layers_without_gradient_in_machine_code() -> None:
 
 @pytest.mark.parametrize("kernels", ["liger", "compile"])
 @pytest.mark.usefixtures("toys")
-def test_what_is_recorded_in_a_model_of_transformers(tmp_path: Path, kernels: Kernels) -> None:
-    """Norms of queries and keys, deepstack features, positions in three dimensions; layer 1 is recorded."""
+def test_what_is_recorded_in_a_model_of_transformers(
+    tmp_path: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms of queries and keys, positions in three dimensions; layer 1 is recorded. The weights are saved as ever."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")  # graphs of the forward pass alone
     checkpoint = open_checkpoint(tiny_families.build("qwen3_vl", tmp_path / "tiny"))
     model = checkpoint.load_model()
     batch = collate_sequences(probe_examples(checkpoint.preparation()))
@@ -149,4 +152,6 @@ def test_what_is_recorded_in_a_model_of_transformers(tmp_path: Path, kernels: Ke
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).norm() <= 2e-5 * value.norm(), name
+    checkpoint.save(model, tmp_path / "saved")
+    assert (tmp_path / "saved/model.safetensors").read_bytes() == (tmp_path / "tiny/model.safetensors").read_bytes()
     torch.compiler.reset()

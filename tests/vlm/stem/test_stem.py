@@ -24,7 +24,7 @@ from alignkd.vlm.families.mobilevlm.model.sizes import family_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.families.mobilevlm.weights.loading import new_model
 from alignkd.vlm.families.stem import EmbeddingTable
-from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
+from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions, true_places
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs
 from alignkd.vlm.stem.mobilevlm import MobileVLMDesign
@@ -204,6 +204,7 @@ def random_batch(config: VLMConfig, images: Sequence[int]) -> SequenceBatch:
         input_ids_BL=ids,
         labels_BL=ids.clone(),
         vision_mask_BL=mask,
+        vision_places_P=true_places(mask),
         lengths_B=torch.full((len(images),), length),
         images=tuple(
             {"pixel_values": pixels} for pixels in torch.randn(sum(images), 3, side, side, generator=generator)

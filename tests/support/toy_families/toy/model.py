@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alignkd.vlm.attention.attention_rows import RowInputs
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Decoding, Head, Vision, VisionLanguageModel
-from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
+from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences, true_places
 from alignkd.vlm.inputs.examples import Example
 
 TOWER_WIDTH = 6
@@ -168,7 +168,8 @@ def _longer(batch: SequenceBatch, tokens_B: Tensor) -> SequenceBatch:
         batch,
         input_ids_BL=widened(batch.input_ids_BL).scatter(1, batch.lengths_B[:, None], tokens_B[:, None]),
         labels_BL=widened(batch.labels_BL),
-        vision_mask_BL=widened(batch.vision_mask_BL),
+        vision_mask_BL=(mask_BL := widened(batch.vision_mask_BL)),
+        vision_places_P=true_places(mask_BL),
         lengths_B=batch.lengths_B + 1,
         types={"is_image": widened(batch.types["is_image"])},
     )

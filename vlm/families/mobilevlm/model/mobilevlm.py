@@ -11,6 +11,7 @@ from transformers import DynamicCache, LlamaModel
 from alignkd.vlm.families.family import Decoding, Head, Vision, VisionLanguageModel
 from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer, first_layer_attention, watched_layers
 from alignkd.vlm.families.mobilevlm.model.config import VLMConfig
+from alignkd.vlm.families.mobilevlm.model.layers import after_layers
 from alignkd.vlm.families.mobilevlm.model.projector import build_projector
 from alignkd.vlm.families.mobilevlm.model.vision_tower import VisionTower
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch, collate_sequences
@@ -26,6 +27,16 @@ class _Decoder(LlamaModel):  # type: ignore[misc]
         self.mm_projector = build_projector(
             config.projector_type, config.vision.hidden_size, config.hidden_size, config.pooled_grid
         )
+
+    def last_states(self, inputs_embeds_BLD: Tensor) -> Tensor:
+        """What `forward` returns as `last_hidden_state` without mask and cache."""
+        if self.config._attn_implementation != "sdpa":  # its mask is made by transformers
+            hidden_BLD: Tensor = self(inputs_embeds=inputs_embeds_BLD, use_cache=False).last_hidden_state
+            return hidden_BLD
+        # `forward` would wait for the device: it looks whether positions are those of packed sequences
+        hidden_BLD = after_layers(self.layers, self.rotary_emb, inputs_embeds_BLD)
+        normed_BLD: Tensor = self.norm(hidden_BLD)
+        return normed_BLD
 
 
 class MobileVLM(VisionLanguageModel):
@@ -87,9 +98,7 @@ class MobileVLM(VisionLanguageModel):
     def embed(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Token embeddings with the vision embeddings spliced in: [B, L, D]."""
         embeds_BLD: Tensor = self.model.embed_tokens(batch.input_ids_BL)
-        if vision is None:
-            return embeds_BLD
-        return embeds_BLD.masked_scatter(batch.vision_mask_BL[..., None], vision.embeddings_PD.to(embeds_BLD.dtype))
+        return embeds_BLD if vision is None else batch.splice(embeds_BLD, vision.embeddings_PD)
 
     def hidden_states(self, batch: SequenceBatch, vision: Vision | None) -> Tensor:
         """Last hidden states [B, L, D] after the final norm."""
@@ -97,8 +106,7 @@ class MobileVLM(VisionLanguageModel):
 
     def decoder_states(self, inputs_embeds_BLD: Tensor) -> Tensor:
         """Last hidden states [B, L, D] for spliced embeddings; causal, so right padding needs no mask."""
-        hidden_BLD: Tensor = self.model(inputs_embeds=inputs_embeds_BLD, use_cache=False).last_hidden_state
-        return hidden_BLD
+        return self.model.last_states(inputs_embeds_BLD)
 
     def first_layer_attention(
         self, inputs_embeds_BLD: Tensor, rows_BR: Tensor, cols_BC: Tensor, *, chunk_bytes: int | None = None

@@ -15,6 +15,7 @@ import re
 from math import isqrt
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from alignkd.vlm.families.mobilevlm.model.projector_ldp import LDPProjector, halved
 
@@ -80,13 +81,28 @@ class _PositionInjection(nn.Module):
         return out
 
 
+class _GridPooling(nn.Module):
+    """Mean over equal parts of the grid, or nearly equal ones: [B, D, h, w] -> [B, D, grid, grid]."""
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, grid_BDhw: Tensor) -> Tensor:
+        height, width = grid_BDhw.shape[2:]
+        if height % self.grid or width % self.grid:
+            return functional.adaptive_avg_pool2d(grid_BDhw, (self.grid, self.grid))
+        # the same function, but its backward pass adds in one order on CUDA, too
+        return functional.avg_pool2d(grid_BDhw, (height // self.grid, width // self.grid))
+
+
 class LDPv2Projector(nn.Module):
     """Projector of MobileVLM V2: P = grid x grid."""
 
     def __init__(self, vision_size: int, hidden_size: int, grid: int) -> None:
         super().__init__()
         self.mlp = _FeatureTransform(vision_size, hidden_size)
-        self.dwn = nn.AdaptiveAvgPool2d((grid, grid))
+        self.dwn = _GridPooling(grid)
         self.peg = _PositionInjection(hidden_size)
 
     def forward(self, features_BND: Tensor) -> Tensor:

@@ -219,3 +219,19 @@ def test_channels_that_the_original_would_round_are_refused(golden: Path, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match="hidden_size 52, but mm_projector_type 'ldpnet' takes multiples of 8"):
         load_config(tmp_path, vision_config=golden / "clip")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", [24, 12, 36, 26])
+def test_pooling_of_a_grid_is_adaptive_pooling(side: int, dtype: torch.dtype) -> None:
+    """To the bit at the official ratio of 2; its backward pass repeats on CUDA wherever the ratio divides."""
+    pooling = build_projector("ldpnetv2", 8, 16, 12).dwn
+    tokens = waves((2, side * side, 16), 1).to(dtype)
+    grid = tokens.transpose(1, 2).reshape(2, 16, side, side).requires_grad_()  # in the memory order of the projector
+    found, expected = pooling(grid), functional.adaptive_avg_pool2d(grid, (12, 12))
+    factor = waves(tuple(found.shape), 2).to(dtype)
+    own, other = (torch.autograd.grad((way * factor).sum(), grid)[0] for way in (found, expected))
+    exact = side in (12, 24, 26)
+    torch.testing.assert_close(found, expected, rtol=0 if exact else 1e-2, atol=0 if exact else 1e-6)
+    torch.testing.assert_close(own, other, rtol=0 if exact else 1e-2, atol=0 if exact else 1e-6)
+    assert (found.grad_fn.name() == "AvgPool2DBackward0") == (side % 12 == 0)

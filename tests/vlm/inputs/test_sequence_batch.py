@@ -1,6 +1,9 @@
-"""Batches padded on the left against rows that are put together one by one."""
+"""Batches padded on the left against rows put together one by one; vision embeddings in their places."""
+
+from itertools import chain
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,5 +35,22 @@ def test_every_row_ends_at_the_last_position(rows: list[list[int]]) -> None:
     assert left.vision_mask_BL.tolist() == [[token >= 50 for token in row] for row in padded]
     assert left.attention_mask_BL.tolist() == [[int(token > 0) for token in row] for row in padded]
     assert left.is_padded == right.is_padded == (len(set(map(len, rows))) > 1)
+    assert left.vision_places_P.tolist() == [n for n, token in enumerate(chain(*padded)) if token >= 50]
     assert torch.equal(left.lengths_B, right.lengths_B)
     assert right.attention_mask_BL.sum(1).tolist() == left.attention_mask_BL.sum(1).tolist()
+
+
+@pytest.mark.parametrize("pads_left", [False, True])
+@pytest.mark.parametrize("rows", [[[1, 60, 61, 2]], [[3, 4], [60, 61, 5], [1, 2, 3, 70]], [[1, 2]]])
+def test_vision_embeddings_are_where_the_mask_is(rows: list[list[int]], pads_left: bool) -> None:
+    batch = collate_sequences([example_of(ids) for ids in rows])
+    batch = batch.padded_left() if pads_left else batch
+    embeds = torch.randn(*batch.input_ids_BL.shape, 3, dtype=torch.bfloat16, requires_grad=True)
+    vision = torch.randn(sum(token >= 50 for ids in rows for token in ids), 3, requires_grad=True)
+    found = batch.splice(embeds, vision)
+    expected = embeds.masked_scatter(batch.vision_mask_BL[..., None], vision.bfloat16())
+    assert torch.equal(found, expected)
+    factor = torch.randn_like(found)
+    gradients = (torch.autograd.grad((way * factor).sum(), (embeds, vision)) for way in (found, expected))
+    for own, other in zip(*gradients, strict=True):
+        assert torch.equal(own, other)

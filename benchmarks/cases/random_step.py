@@ -1,4 +1,4 @@
-"""A MobileVLM student of any shape and a micro-batch for it, both random, without a file: for memory and time of a step.
+"""A random MobileVLM student of any shape and a random micro-batch for it: for memory and time of a step, no files.
 
 Targets have the shapes and codecs of a store of profile `compact`. Shape letters as in
 `alignkd.student_train.data.batch`.
@@ -75,6 +75,7 @@ class Pair:
             input_ids_BL=ids_BL,
             labels_BL=labels_BL,
             vision_mask_BL=mask_BL,
+            vision_places_P=mask_BL.flatten().nonzero()[:, 0],
             lengths_B=torch.full((samples,), length),
             images=PackedImages.of(
                 [{"pixel_values": torch.randn(3, side, side, generator=random)} for _ in range(samples)]

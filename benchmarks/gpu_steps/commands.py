@@ -87,5 +87,3 @@ def longest(recorded: Any, device: str) -> dict[str, float]:
     clock = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     events = sorted(recorded.key_averages(), key=lambda event: -float(getattr(event, clock)))
     return {event.key[:60]: round(getattr(event, clock) / 1000, 3) for event in events[:KERNELS]}
-
-

@@ -76,6 +76,23 @@ def test_a_run_is_that_of_the_cpu_and_waits_where_it_is_known(
     assert_waits_are([*STEP, *AROUND, *CHECKPOINT, ADAM_STEP])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_bfloat16_is_that_of_the_cpu(
+    optimizer: str, jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in float32 and master weights beside the weights; bounds are those of bfloat16."""
+    if optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    settings = {"dtype": "bfloat16", "optimizer": optimizer}
+    here = jobs.train_job("compact", f"{optimizer}-bfloat16-on-cpu", **settings)
+    train(here)
+    there = jobs.train_job("compact", f"{optimizer}-bfloat16-on-device", **settings)
+    train_on_device(there, monkeypatch)
+    assert_close(figures(there.train.output), figures(here.train.output), 2e-2)
+    waits = {wait: count for wait, count in LOG.waits.items() if not any(known.is_of(wait) for known in MICRO_BATCH)}
+    assert unknown(waits, [*STEP, *AROUND, *CHECKPOINT, ADAM_STEP, LEVELS], STEPS) == []
+
+
 def test_moments_in_8_bits_wait_no_more(
     jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The gradients of one optimiser step, summed over its micro-batches."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,8 @@ class Gradients:
     def _add(self, weight: Tensor) -> None:
         if not self._adds:
             return
-        assert isinstance(weight, nn.Parameter) and weight.grad is not None
+        weight = cast(nn.Parameter, weight)
+        assert weight.grad is not None
         if weight in self._begun:
             self._sums[weight].add_(weight.grad)
         else:

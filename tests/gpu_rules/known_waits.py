@@ -66,9 +66,7 @@ FAMILY_MICRO_BATCH = [
 ONE_DEVICE, ZERO = "student_train/engine/one_device/engine.py", "student_train/engine/zero/engine.py"
 DEEPSPEED = "deepspeed/runtime/"
 LOGGED = [
-    Known("student_train/objective/tally.py", "gather", "tolist", 1, "loss terms, for the log"),
-    Known("student_train/distributed/ranks.py", "sum", "numbers to the device", 1, "sums over ranks"),
-    Known("student_train/distributed/ranks.py", "sum", "tolist", 1, "sums over ranks"),
+    Known("student_train/objective/tally.py", "_all_totals", "tolist", 1, "loss terms, for the log"),
 ]
 STEP = [
     Known(ONE_DEVICE, "_end_micro_batch", "_local_scalar_dense", 1, "gradient norm, which decides on the step"),

@@ -234,6 +234,8 @@ def changed_recipe(path: Path, **train: Any) -> Path:
     import yaml
 
     values = yaml.safe_load((CONFIGS / "short-rtx3090.yaml").read_text())
+    if "micro_batch" in train:
+        del values["train"]["token_budget"]
     values["train"] |= train
     path.write_text(yaml.safe_dump(values))
     return path

@@ -124,11 +124,11 @@ def test_a_token_budget_on_one_and_two_ranks_killed_and_resumed(
 def test_steps_of_one_and_of_several_micro_batches(
     dtype: str, many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:
-    """DeepSpeed adds up what a step has, with and without offloading."""
+    """The engine for one device and DeepSpeed, which offloads, add up what a step has."""
     settings = {"steps": 4, "dtype": dtype, **budget(1200, global_batch=4)}
     on_device, offloaded = (
-        make_job(many_store, output=tmp_path / str(offload), offload_optimizer=offload, **settings)
-        for offload in (False, True)
+        make_job(many_store, output=tmp_path / optimizer, optimizer=optimizer, **settings)
+        for optimizer in ("adamw", "adamw_offload")
     )
     train(on_device)
     train(offloaded)

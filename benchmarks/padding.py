@@ -107,7 +107,8 @@ def lengths_of(name: str, max_tokens: int) -> NDArray[np.int64]:
     medians, deviations = (np.array([getattr(part, key) for part in parts])[kind] for key in ("median", "deviation"))
     text = 2 + np.round(medians * np.exp(deviations * random.standard_normal(DRAWN)))
     images = np.array([part.has_image for part in parts])[kind]
-    lengths = (text + IMAGE_TOKENS * images + SYSTEM_TOKENS * (stage == "finetune")).astype(np.int64)
+    tokens = text + IMAGE_TOKENS * images + SYSTEM_TOKENS * (stage == "finetune")
+    lengths: NDArray[np.int64] = tokens.astype(np.int64)
     return lengths[lengths <= max_tokens]
 
 

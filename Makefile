@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-zarr check wheel-check format install
+.PHONY: demo test test-zarr test-kernels check wheel-check format install
 
 # The stamp is newer than what decides the installation: a second `make` starts at once.
 install: $(VENV)/.installed
@@ -31,6 +31,11 @@ test-zarr:
 		'moto[s3]' numpy pillow pydantic pytest pyyaml safetensors tqdm 'urllib3<3' 'webdataset<2'
 	PYTHONPATH=$(CURDIR)/src OMP_NUM_THREADS=1 .venv-zarr/bin/python -m pytest tests/storage \
 		--ignore tests/storage/codecs/test_codec_bfloat16.py $(ARGS)
+
+# Liger's kernels on the CPU, in Triton's interpreter. Triton takes 1 GB and is for GPUs, so both are in a folder of their own.
+test-kernels: install
+	test -d .kernels/liger_kernel || $(BIN)/python -m pip install --quiet --no-deps --target .kernels -c constraints.txt liger-kernel triton==3.9.0
+	PYTHONPATH=$(CURDIR)/.kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/student_train/kernels/test_liger.py $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ from cases.measuring import machine
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.order import shard_plan
 from alignkd.storage.write.store import StoreWriter
-from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.bucketing import least_work_buckets
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.operation.control import DumpControl
@@ -242,7 +242,7 @@ class Bench:
             for start in range(0, len(planned), teacher.window):
                 window = [self.prepared[index] for index in planned[start : start + teacher.window]]
                 lengths = [sample.length for sample in window]
-                buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
+                buckets = least_work_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
                 yield from ([window[number] for number in bucket] for bucket in buckets)
 
     @staticmethod

@@ -2,8 +2,11 @@
 
     python benchmarks/gpu_check.py [--device cuda] [--seconds 540] [--out DIR] [--steps 0-4]
     python benchmarks/gpu_check.py --tiny --device cpu
+    python benchmarks/gpu_check.py --table DIR
 
 After each step, one JSON line is printed on stdout: `name`, `ok`, `seconds`, `figures`, and `problem` if there is one.
+The same lines are in DIR/gpu_check.jsonl, of which `--table` makes a table for docs/benchmarks.md. Steps 0 to 4 compare
+results, 5 to 8 measure memory and time; each half takes about five minutes on an H200 (estimated).
 Each step runs in its own process with its own time limit, so a step that hangs or is killed does not affect the others;
 its output is in DIR/NAME.log. A step that does not fit into `--seconds` is skipped: `ok` is null. The exit code is 1 if
 a step failed. The models and samples are those of `tests/golden`; nothing is downloaded.
@@ -23,6 +26,7 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).parent
 LEAST_SECONDS = 20
+LINES = "gpu_check.jsonl"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,19 @@ STEPS = (
     Step("dumps", 150),
     Step("trainings", 240),
     Step("waits", 90),
+    Step("real_memory", 150),
+    Step("ratios", 200),
+    Step("levers", 200),
+    Step("commands", 120),
 )
 
 
 def main() -> None:
     """Run the chosen steps."""
     options = parse()
+    if options.table is not None:
+        print(table(options.table / LINES))
+        return
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -62,6 +73,8 @@ def main() -> None:
             line = run(step, options, min(step.limit, left))
         lines.append(line)
         print(json.dumps(line), flush=True)
+        with (options.out / LINES).open("a") as file:
+            file.write(json.dumps(line) + "\n")
     sys.exit(any(line["ok"] is False for line in lines))
 
 
@@ -74,8 +87,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=None, help="stores, outputs and logs; a new temporary folder by default"
     )
+    parser.add_argument("--table", type=Path, help="folder of an earlier run: print its figures, run nothing")
     parser.add_argument("--steps", type=chosen, default=STEPS, help="such as 2, 0-4 or 0,3 (default: all)")
     options = parser.parse_args()
+    if options.table is not None:
+        if not (options.table / LINES).is_file():
+            parser.error(f"{options.table} has no {LINES}; give the --out of an earlier run")
+        return options
     options.out = options.out or Path(tempfile.mkdtemp(prefix="alignkd-gpu-"))
     if options.out.exists() and any(options.out.iterdir()):
         parser.error(f"{options.out} is not empty; give a new folder")
@@ -118,6 +136,27 @@ def run(step: Step, options: argparse.Namespace, limit: float) -> dict[str, Any]
     if process.returncode != 0:
         found = {"problem": f"{ended}; {last_line(log)}", **found, "ok": False}
     return {"name": step.name, "ok": found.pop("ok"), "seconds": round(time.monotonic() - began, 1), **found}
+
+
+def table(lines: Path) -> str:
+    """The figures of a run as markdown, a row for each; a figure of several values has their names before them."""
+    rows = ["| step | figure | value |", "|:--|:--|:--|"]
+    for line in map(json.loads, lines.read_text().splitlines()):
+        result = {True: "passed", False: "failed", None: "skipped"}[line["ok"]]
+        rows.append(
+            f"| {line['name']} | {result} | {line['seconds']} s{'; ' + p if (p := line.get('problem')) else ''} |"
+        )
+        rows += [f"| | {name} | {shown(value)} |" for name, value in line["figures"].items()]
+    return "\n".join(rows)
+
+
+def shown(value: Any) -> str:
+    """A figure as text without line ends and bars."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(shown, value))
+    return " ".join(str(value).replace("|", "/").split())
 
 
 def paths() -> dict[str, str]:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.optimizers.moments import MomentOptimizer
 from alignkd.student_train.objective.objective import DistilledStudent
 
 WIDTH, ROWS = 256, 4
@@ -50,17 +52,17 @@ def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool
     module = TwoLayers()
     config = TrainConfig(
         output=Path(), steps=1, micro_batch=1, global_batch=micro_batches, gradient_clip=0,
-        offload_optimizer=offload, float32_gradients=float32_gradients,
+        optimizer="adamw_offload" if offload else "adamw", float32_gradients=float32_gradients,
     )  # fmt: skip
-    engine = Engine(cast(DistilledStudent, module), config, dtype=torch.bfloat16, ranks=start_ranks())
-    optimizer, summed = engine._optimizer, list[Tensor]()
-    step = optimizer._optimizer_step
+    engine = build_engine(cast(DistilledStudent, module), config, dtype=torch.bfloat16, ranks=start_ranks())
+    optimizer, summed = optimizer_of(engine), list[Tensor]()
+    step = optimizer.step
 
-    def note(group: int) -> Any:
-        summed.append(optimizer.single_partition_of_fp32_groups[group].grad.double())
-        return step(group)
+    def note() -> None:
+        summed.extend(value.grad.double().flatten() for group in optimizer.param_groups for value in group["params"])
+        step()
 
-    optimizer._optimizer_step = note
+    cast(Any, optimizer).step = note
     exact = torch.zeros(sum(parameter.numel() for parameter in module.parameters()), dtype=torch.float64)
     engine.start_step(0, micro_batches=micro_batches)
     for _ in range(micro_batches):
@@ -69,7 +71,13 @@ def relative_error(micro_batches: int, *, float32_gradients: bool, offload: bool
         exact += torch.cat([gradient.flatten() for gradient in own]).double()
         engine.backward(engine(cast(TrainBatch, rows_ND)) / micro_batches)
         engine.end_micro_batch(1.0)
-    return float((summed[0][: len(exact)] - exact).norm() / exact.norm())
+    return float((torch.cat(summed)[: len(exact)] - exact).norm() / exact.norm())
+
+
+def optimizer_of(engine: Engine) -> MomentOptimizer:
+    """The optimiser of torch in an engine: of the weights themselves, or of DeepSpeed's flat partitions."""
+    found: MomentOptimizer = getattr(engine, "_inner", None) or engine._optimizer  # type: ignore[attr-defined]
+    return found
 
 
 def main() -> None:

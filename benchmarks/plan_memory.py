@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -26,6 +27,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.dataset import write_dataset
 from alignkd.pipeline.plan.make import make_plan
 from alignkd.pipeline.plan.memory.host import offloaded_of
+from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.vlm.families.mobilevlm.model.config import load_config, parse_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
@@ -131,18 +133,33 @@ def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConf
 
 def student_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     """Predicted and counted bytes of two optimiser steps."""
-    from alignkd.student_train.engine.engine import Engine
+    from alignkd.student_train.engine import build
+    from alignkd.student_train.engine.one_device.engine import OneDeviceEngine
+    from alignkd.student_train.engine.zero.engine import ZeroEngine
     from alignkd.student_train.trainer import train
     from alignkd.teacher_dump.dump import dump
 
     run = student_run(folder, shape, settings)
     dump(run.dump_job())
     methods = ("__call__", "backward", "end_micro_batch")
-    with DeviceBytes() as allocations, peak_of(allocations, Engine, *methods) as peak:
+    assert run.train is not None
+    engine = ZeroEngine if build.uses_deepspeed(run.train, 1) else OneDeviceEngine
+    with DeviceBytes() as allocations, peak_of(allocations, engine, *methods) as peak:
         train(run.train_job())
     planned = make_plan(run, PlanOptions()).student
     assert planned is not None
     return planned.peak + offloaded_of(planned.host_parts), peak[0]
+
+
+def zero_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
+    """The same with DeepSpeed on the one device, as it is used on several."""
+    from alignkd.student_train.engine import build
+
+    with (
+        patch.object(build, "uses_deepspeed", lambda config, world_size: True),
+        patch.object(StudentLoad, "in_plain_torch", False),
+    ):
+        return student_case(folder, shape, **settings)
 
 
 def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
@@ -169,29 +186,35 @@ def host_case(folder: Path, shape: Shape, **settings: Any) -> tuple[int, int]:
     return planned.peak + planned.host - PROCESS_BYTES + before, peak.bytes
 
 
+ACCUMULATED = {"dtype": "bfloat16", "micro_batch": 8, "global_batch": 16}
 OFFLOADED = {
     "dtype": "bfloat16",
     "micro_batch": 8,
     "global_batch": 16,
     "gradient_checkpointing": True,
-    "offload_optimizer": True,
+    "optimizer": "adamw_offload",
 }
 CASES: dict[str, tuple[Callable[..., tuple[int, int]], dict[str, Any]]] = {
     "teacher, top-k, 8192 tokens": (teacher_case, {"dtype": "bfloat16", "store": {"logits": {"kind": "topk"}}}),
     "teacher, float32, 2048 tokens": (teacher_case, {"dtype": "float32", "token_budget": 2048}),
     "student, batch 8": (student_case, {"dtype": "bfloat16", "micro_batch": 8}),
     "student, batch 32": (student_case, {"dtype": "bfloat16", "micro_batch": 32}),
-    "student, 2 x 8 accumulated": (student_case, {"dtype": "bfloat16", "micro_batch": 8, "global_batch": 16}),
+    "student, 2 x 8 accumulated": (student_case, ACCUMULATED),
+    "student, 2 x 8 accumulated, sums in 16 bits": (student_case, {**ACCUMULATED, "float32_gradients": False}),
+    "student, 8 bits, batch 8": (student_case, {"dtype": "bfloat16", "micro_batch": 8, "optimizer": "adamw_8bit"}),
+    "student, 8 bits, 2 x 8 accumulated": (student_case, {**ACCUMULATED, "optimizer": "adamw_8bit"}),
     "student, checkpointing": (
         student_case,
         {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True},
     ),
-    "student, checkpointing, offload": (
-        student_case,
-        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "offload_optimizer": True},
-    ),
     "student, from the stem": (student_case, {"dtype": "bfloat16", "micro_batch": 32, "store": {"profile": "stem"}}),
     "student, float32": (student_case, {"dtype": "float32", "micro_batch": 16}),
+    "student under ZeRO-2, batch 8": (zero_case, {"dtype": "bfloat16", "micro_batch": 8}),
+    "student under ZeRO-2, 2 x 8 accumulated": (zero_case, ACCUMULATED),
+    "student, checkpointing, offload": (
+        student_case,
+        {"dtype": "bfloat16", "micro_batch": 32, "gradient_checkpointing": True, "optimizer": "adamw_offload"},
+    ),
     "student, 2 x 8, offload": (student_case, {**OFFLOADED, "float32_gradients": True}),
     "student, 2 x 8, offload, sums in 16 bits": (student_case, {**OFFLOADED, "float32_gradients": False}),
     "processes, 2 x 8, offload, no data workers": (host_case, OFFLOADED),

@@ -7,8 +7,8 @@ Each phase runs in its own process, so that peaks are separate. Checkpoints are 
 function. The training loop is the trainer's without checkpoints and export, which write three float32 tensors per
 parameter and affect neither memory nor speed.
 
-Master weights and AdamW's moments take 12 bytes per trained parameter. On a CPU they are kept in memory-mapped files
-(`--optimizer-state disk`): the arithmetic is the same, the steps are slower, and 24 GB are enough.
+AdamW's moments take 8 bytes per trained parameter. On a CPU they are kept in memory-mapped files (`--optimizer-state
+disk`): the arithmetic is the same, the steps are slower, and 24 GB are enough.
 """
 
 import json
@@ -33,8 +33,11 @@ from torch import Tensor
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.world.tokenizer import TOKENIZER_MODEL
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.distributed.ranks import start_ranks
-from alignkd.student_train.engine.engine import MOMENTS, Engine
+from alignkd.student_train.engine.build import build_engine
+from alignkd.student_train.engine.one_device.engine import OneDeviceEngine
+from alignkd.student_train.engine.optimizers.moments import MOMENTS
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.run.plan import micro_batches, open_samples
@@ -136,10 +139,12 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     from alignkd.storage import SampleOrder
 
     order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(ranks.world_size))
-    batches = micro_batches(dataset, order, job.train, ranks, first_step=0)
+    divisions = Divisions(order, dataset.lengths, job.train.micro_batch_limit, ranks.world_size)
+    batches = micro_batches(dataset, divisions, job.train, ranks, first_step=0)
     student = build_student(job, job.open_student(), dataset.reader)
     counts = GlobalCounts([dataset.reader], student.model.config, job.train.losses.weights)
-    engine = Engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
+    engine = build_engine(student, job.train, dtype=job.torch_dtype, ranks=ranks)
+    assert isinstance(engine, OneDeviceEngine)
     trained = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     seconds, losses = [], []
     with tempfile.TemporaryDirectory(dir=job.train.output.parent) as folder:
@@ -148,6 +153,7 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
         for step in range(job.train.steps):
             started = time.monotonic()
             tally = StepTally(job.train.losses.weights, counts(order.global_batch_indices(step)))
+            engine.start_step(step, micro_batches=1)
             engine.backward(tally.add(engine(next(batches))))
             engine.end_micro_batch(1.0)
             tally.gather(ranks, stop=False)
@@ -156,23 +162,19 @@ def measure_train(config: RunConfig, state: str) -> dict[str, Any]:
     return {"trained parameters": trained, "losses": losses, "step seconds": seconds}
 
 
-def optimizer_state_on_disk(engine: Engine, folder: Path) -> None:
-    """Put master weights and AdamW's moments into memory-mapped files, so that the kernel can evict them."""
-    optimizer = engine._optimizer
-    for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
-        master = _mapped(folder / f"master-{number}", flat.numel())
-        flat.data = master.copy_(flat.data)
+def optimizer_state_on_disk(engine: OneDeviceEngine, folder: Path) -> None:
+    """Put AdamW's moments into memory-mapped files, so that the kernel can evict them."""
+    for number, state in enumerate(engine._optimizer.state.values()):
         for kind in MOMENTS:
-            optimizer.optimizer.state[flat][kind] = _mapped(folder / f"{kind}-{number}", flat.numel())
-    optimizer._link_all_hp_params()  # it has views of the replaced tensors
-    optimizer._lazy_init_hp_params_optimizer_state()
+            state[kind] = _mapped(folder / f"{kind}-{number}", state[kind])
 
 
-def _mapped(path: Path, size: int) -> Tensor:
-    """Float32 zeros in a new file."""
+def _mapped(path: Path, values: Tensor) -> Tensor:
+    """The values in a new file."""
     path.touch()
-    os.truncate(path, size * 4)
-    return torch.from_file(str(path), shared=True, size=size)
+    os.truncate(path, values.nbytes)
+    found = torch.from_file(str(path), shared=True, size=values.numel(), dtype=values.dtype).view(values.shape)
+    return found.copy_(values)
 
 
 def write_checkpoint(folder: Path, name: str) -> str:

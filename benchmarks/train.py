@@ -6,8 +6,8 @@ store), and with the teacher in the same process.
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --no-optimizer \
         --teacher-layers 1 --samples 1 --variant supervised --variant stored
     python benchmarks/train.py --variant supervised --variant stored2 --variant stem --variant stem2 --variant stem3
-    python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --offload \
-        --gradient-checkpointing --micro-batch 16 --samples 32 --cap-gib 24
+    python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 \
+        --optimizer adamw_8bit --micro-batch 4 --samples 32 --cap-gib 24
 
 `stored2`, `stem2` and `stem3` compare the attention of the first two or three layers, of a store or of a stem of that
 depth. They are measured where `--variant` names them.
@@ -28,7 +28,7 @@ products as in the real student. Elementwise work (softmax, divergence, decoding
 at the real width, so the ratios are too high rather than too low. `--layers 8 --teacher-layers 8 --vocabulary 4096`
 is the student of 28 M parameters of earlier figures.
 
-`--no-optimizer` leaves out DeepSpeed, AdamW and its state: only forward and backward pass with weights in their own
+`--no-optimizer` leaves out AdamW and its state: only forward and backward pass with weights in their own
 dtype, for shapes whose state does not fit. Each process then also does a step of plain fine-tuning before each of its
 steps, because processes differ by more than the measured effect; "in one process" compares these two steps.
 `--teacher-layers` also makes an official model shallower: stored targets keep their shapes, and the teacher fits if the
@@ -42,13 +42,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from cases.measuring import machine
 from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml
+from alignkd.student_train.config import OptimizerName
 from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
@@ -83,7 +84,7 @@ HEAD_SIZE = 64
 @click.option("--rounds", default=6, show_default=True, help="Timed steps of each; one more warms up.")
 @click.option("--profile", type=click.Choice(["compact", "exact"]), default="compact", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-@click.option("--offload", is_flag=True, help="train.offload_optimizer")
+@click.option("--optimizer", type=click.Choice(get_args(OptimizerName)), default="adamw", show_default=True)
 @click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
 @click.option("--no-optimizer", is_flag=True, help="Forward and backward only, by torch alone.")
 @click.option("--data-workers", default=1, show_default=True)
@@ -120,7 +121,7 @@ def prepare(
     accumulate: int,
     profile: str,
     dtype: str,
-    offload: bool,
+    optimizer: str,
     gradient_checkpointing: bool,
     data_workers: int,
     **_: Any,
@@ -158,7 +159,7 @@ def prepare(
                 "losses": compared if layers_compared else {},
                 "micro_batch": micro_batch,
                 "global_batch": micro_batch * accumulate,
-                "offload_optimizer": offload,
+                "optimizer": optimizer,
                 "gradient_checkpointing": gradient_checkpointing,
                 "data_workers": data_workers,
             },

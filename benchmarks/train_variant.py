@@ -26,8 +26,10 @@ from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.targets import HiddenTargets
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.counts import GlobalCounts
@@ -57,7 +59,10 @@ class NoOptimizer:
 
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         self.student, self.ranks = student.to(ranks.device, dtype), ranks
-        self._waiting = self._per_step = config.accumulation_steps(ranks.world_size)
+        self._waiting = 1
+
+    def start_step(self, step: int, *, micro_batches: int) -> None:
+        self._waiting = micro_batches
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         batch = batch.to(self.ranks.device)
@@ -72,7 +77,6 @@ class NoOptimizer:
         self._waiting -= 1
         if self._waiting:
             return None
-        self._waiting = self._per_step
         self.student.zero_grad()
         return StepOutcome(applied=True, grad_norm=0.0)
 
@@ -87,6 +91,9 @@ class WithTeacher:
         self.engine = engine
         self.teacher = load_model(config.teacher.checkpoint, dtype=dtype, device=device).requires_grad_(False)
         engine.student.teacher_head = FrozenHead(self.teacher.head)
+
+    def start_step(self, step: int, *, micro_batches: int) -> None:
+        self.engine.start_step(step, micro_batches=micro_batches)
 
     def __call__(self, batch: TrainBatch) -> dict[str, LossSum]:
         return self.engine(live_targets(self.teacher, batch.to(self.engine.ranks.device)))
@@ -133,18 +140,20 @@ class Training:
         self.ranks, job = start_ranks(), config.train_job()
         dataset = open_samples(job, job.open_student())
         job = replace(job, train=job.train.in_steps(len(dataset), self.ranks.world_size))
+        self.micro_batches = job.train.accumulation_steps(self.ranks.world_size)
         self.order = SampleOrder(len(dataset), job.train.seed, job.train.global_batch_size(self.ranks.world_size))
         stem = stem_lookup(dataset.reader, job.train)
         reader, sizes = dataset.reader, job.open_student().config
         attention = chosen_attention(reader, attention_match(reader, sizes, job.train))
+        self.divisions = Divisions(self.order, dataset.lengths, job.train.micro_batch_limit, self.ranks.world_size)
         self.batches = micro_batches(
-            dataset, self.order, job.train, self.ranks, first_step=0, stem=stem, attention=attention
+            dataset, self.divisions, job.train, self.ranks, first_step=0, stem=stem, attention=attention
         )
         student = build_student(job, job.open_student(), dataset.reader)
         self.student, self.losses = student, job.train.losses
         self.reader = dataset.reader
         self.counts = self._counts(dataset.reader)
-        make = NoOptimizer if no_optimizer else Engine
+        make = NoOptimizer if no_optimizer else build_engine
         engine: Any = make(student, job.train, dtype=job.torch_dtype, ranks=self.ranks)
         self.engine: Any = WithTeacher(engine, config) if variant == "live" else engine
         self.tokens, self.number = dataset.reader.sequence_lengths, 0
@@ -153,6 +162,7 @@ class Training:
         """Do one optimiser step and return its figures."""
         positions = self.order.global_batch_indices(self.number)
         tally, started = StepTally(self.losses.weights, self.counts(positions)), process_time()
+        self.engine.start_step(self.number, micro_batches=len(self.divisions.of_step(self.number)))
         _optimiser_step(self.engine, self.batches, tally, 1.0)
         tally.gather(self.ranks, stop=False)
         self.number += 1

@@ -1,1 +1,1 @@
-"""Phase 2: stream the cached targets of a teacher into a student under DeepSpeed ZeRO-2."""
+"""Phase 2: stream the cached targets of a teacher into a student."""

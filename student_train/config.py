@@ -8,16 +8,19 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.adapters import AdapterInit
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
+from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
 
 TargetSource = Literal["stored", "stem"]
 ScheduleOfExtension = Literal["restart", "linear", "constant"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 
 
 def samples_of_epochs(epochs: float, num_samples: int) -> int:
@@ -83,8 +86,11 @@ class TrainConfig(Settings):
         output: folder of checkpoints, metrics and the exported student.
         steps: optimiser steps; this or `epochs`.
         epochs: passes over the store instead, rounded up to whole global batches.
-        micro_batch: samples per forward pass and device.
+        micro_batch: samples per forward pass and device; this or `token_budget`.
+        token_budget: padded tokens (text + vision) per forward pass and device, in place of `micro_batch`: samples
+            times the longest of them. A longer sample is alone.
         global_batch: samples per optimiser step over all devices; None is `micro_batch` times the number of devices.
+            `token_budget` needs it.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: peak for the projector; None is `learning_rate`.
         adapter_learning_rate: peak for the adapters; None is `learning_rate`, 0 leaves them as they are.
@@ -95,10 +101,15 @@ class TrainConfig(Settings):
         checkpoint_every: optimiser steps between checkpoints; None leaves them to `checkpoint_minutes`.
         checkpoint_minutes: largest time of training without a checkpoint; None or 0 sets no limit.
         keep_checkpoints: number of newest checkpoints that are kept.
-        offload_optimizer: keep optimiser state and master weights in host memory (ZeRO-Offload).
+        optimizer: `adamw` keeps master weights and moments in float32 on the device; `adamw_8bit` keeps the moments in
+            8 bits, those of embeddings and small tensors in float32 (needs bitsandbytes); `adamw_offload` keeps all of
+            it in host memory (ZeRO-Offload).
         float32_gradients: sum the gradients of micro-batches in float32, also if weights have 16 bits. False sums in
-            the weights' dtype, which takes less device memory if the optimiser is offloaded.
+            the weights' dtype, which takes less device memory.
         gradient_checkpointing: keep only each decoder layer's input for the backward pass and compute the layer again.
+        kernels: what computes the decoder's layers: `torch`; `liger`, fused kernels of the library Liger for RMSNorm,
+            rotary positions and the gated MLP, which need a CUDA device; `compile`, layers that torch compiles, which
+            needs a C++ compiler. They differ by rounding.
         deterministic: compute the same bits in every run on one kind of device. It is for GPUs, which are slower then.
             A CPU repeats to the bit without it.
         skip_limit: the run stops with an error after so many steps in a row that were skipped because loss or gradient
@@ -125,7 +136,8 @@ class TrainConfig(Settings):
     output: UserPath
     steps: Count | None = None
     epochs: float | None = Field(default=None, gt=0, le=1e6)
-    micro_batch: Count = 8
+    micro_batch: Count | None = 8
+    token_budget: Count | None = None
     global_batch: Count | None = None
     learning_rate: Positive = 4e-5
     projector_learning_rate: Positive | None = None
@@ -137,9 +149,10 @@ class TrainConfig(Settings):
     checkpoint_every: Count | None = None
     checkpoint_minutes: Amount | None = 30.0
     keep_checkpoints: Count = 2
-    offload_optimizer: bool = False
+    optimizer: OptimizerName = "adamw"
     float32_gradients: bool = True
     gradient_checkpointing: bool = False
+    kernels: Kernels = "torch"
     deterministic: bool = False
     skip_limit: Count = 10
     adapters: UserPath | None = None
@@ -160,6 +173,17 @@ class TrainConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
+    def _offloading_is_an_optimizer(cls, values: Any) -> Any:
+        """Refuse the key of earlier versions."""
+        if isinstance(values, dict) and "offload_optimizer" in values:
+            value = values["offload_optimizer"]
+            now = "adamw_offload" if value is True else "adamw"
+            problem = f"offload_optimizer: {str(value).lower()} is now optimizer: {now}"
+            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
@@ -171,6 +195,28 @@ class TrainConfig(Settings):
         if not isinstance(values, dict) or values.get("profile") not in get_args(TargetSource):
             return values  # an unknown profile is the field's own error
         return {**values, "targets": _over(dict.fromkeys(STEM_TARGETS, values["profile"]), values.get("targets"))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_replaces_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("token_budget") is not None:
+            return {"micro_batch": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _micro_batch_is_given_once(self) -> Self:
+        if (self.micro_batch is None) == (self.token_budget is None):
+            found = "neither"
+            if self.micro_batch is not None:
+                found = f"micro_batch {self.micro_batch} and token_budget {self.token_budget}"
+            advice = "set one of them to null" if self.token_budget else "set one of them"
+            raise ValueError(f"give micro_batch or token_budget, found {found}; {advice}")
+        if self.token_budget is not None and self.global_batch is None:
+            raise ValueError(
+                f"token_budget is {self.token_budget}, but global_batch is not given; set it: forward passes have "
+                "different numbers of samples, so there is no default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _length_is_given_once(self) -> Self:
@@ -229,6 +275,11 @@ class TrainConfig(Settings):
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
 
     @property
+    def offloads(self) -> bool:
+        """Whether optimiser state is in host memory."""
+        return self.optimizer == "adamw_offload"
+
+    @property
     def frozen_adapters(self) -> bool:
         """Whether adapters are not trained."""
         return self.adapter_learning_rate == 0
@@ -243,22 +294,28 @@ class TrainConfig(Settings):
         """Samples per optimiser step.
 
         Raises:
-            TrainError: `global_batch` is not a multiple of the samples of one pass over all devices.
+            TrainError: `global_batch` is not a multiple of the samples of one pass over all devices, or with
+                `token_budget` of the devices.
         """
-        pass_size = self.micro_batch * world_size
+        pass_size = (self.micro_batch or 1) * world_size
         if self.global_batch is None:
             return pass_size
         if self.global_batch % pass_size:
-            raise TrainError(
-                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch} x {world_size} "
-                f"devices = {pass_size}; change one of them"
-            )
+            unit = f"{world_size} devices"
+            if self.micro_batch is not None:
+                unit = f"micro_batch {self.micro_batch} x {unit} = {pass_size}"
+            raise TrainError(f"global_batch {self.global_batch} is not a multiple of {unit}; change one of them")
         return self.global_batch
 
+    @property
+    def micro_batch_limit(self) -> MicroBatchLimit:
+        """`micro_batch` or `token_budget`."""
+        return MicroBatchLimit(samples=self.micro_batch, positions=self.token_budget)
+
     def accumulation_steps(self, world_size: int) -> int:
-        """Micro-batches per device and optimiser step."""
-        return self.global_batch_size(world_size) // (self.micro_batch * world_size)
+        """Micro-batches per device and optimiser step; with `token_budget` their largest possible number."""
+        return self.global_batch_size(world_size) // ((self.micro_batch or 1) * world_size)
 
     def accumulates(self, world_size: int) -> bool:
-        """Whether an optimiser step has more than one micro-batch per device."""
+        """Whether an optimiser step may have more than one micro-batch per device."""
         return self.accumulation_steps(world_size) > 1

@@ -18,7 +18,8 @@ EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
 EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: run, step and configuration
 # Names in a step's line of METRICS that are not losses; those of sample kinds start with KIND_PREFIX.
-TIMINGS = ("seconds", "wait_share", "tokens_per_second", "peak_memory_mib")  # differ between two runs of the same job
+# Of the work, not of its result: they differ between two runs of the same job, or with the division into micro-batches.
+TIMINGS = ("seconds", "wait_share", "tokens_per_second", "padding", "peak_memory_mib")
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
 ATTENTION_WEIGHT = "attention_weight"  # of runs in which the weight of the attention loss falls
 FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", ATTENTION_WEIGHT, BY_SOURCE, *TIMINGS)
@@ -83,14 +84,26 @@ def read_configuration(output: Path) -> dict[str, Any] | None:
     for name in (CONFIG, EARLIER_CONFIG):
         document = _read_json(output / name)
         if document.keys() >= SECTIONS:  # a model's config.json has none of these keys
-            return document
+            return _with_optimizer(document)
     return None
 
 
 def read_exported(folder: Path) -> dict[str, Any] | None:
     """`export.json` of a folder that `alignkd train export` wrote; None for any other folder."""
     document = _read_json(folder / EXPORTED)
-    return document if document.keys() >= {"run", "step", "configuration"} else None
+    if not document.keys() >= {"run", "step", "configuration"}:
+        return None
+    configuration = document["configuration"]
+    return document if configuration is None else {**document, "configuration": _with_optimizer(configuration)}
+
+
+def _with_optimizer(configuration: dict[str, Any]) -> dict[str, Any]:
+    """`train.optimizer` in place of the `train.offload_optimizer` of an earlier version."""
+    if not isinstance(train := configuration.get("train"), dict) or "offload_optimizer" not in train:
+        return configuration
+    now = "adamw_offload" if train["offload_optimizer"] else "adamw"
+    others = {name: value for name, value in train.items() if name != "offload_optimizer"}
+    return {**configuration, "train": {"optimizer": now, **others}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
 from alignkd.student_train.distributed.ranks import accelerator, start_ranks
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.determinism import repeatable
 from alignkd.student_train.engine.engine import Engine, StepOutcome
 from alignkd.student_train.engine.memory_faults import memory_error_as_train_error
@@ -28,7 +29,7 @@ from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
-from alignkd.student_train.run.student import build_student
+from alignkd.student_train.run.student import build_student, use_chosen_kernels
 from alignkd.student_train.validation.validation import Validation, open_validation
 
 
@@ -74,9 +75,10 @@ def _train(plan: RunPlan) -> TrainResult:
 
 
 def _prepare_engine(plan: RunPlan, start: Start) -> Engine:
-    """The student under ZeRO-2, as at the start of the run."""
+    """The student and its optimiser as at the start of the run."""
     student = build_student(plan.job, plan.student, plan.reader, plan.ranks.device)
-    engine = Engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
+    engine = build_engine(student, plan.config, dtype=plan.job.torch_dtype, ranks=plan.ranks)
+    use_chosen_kernels(plan.job, student.model, plan.ranks)
     student.references = references_of_run(plan, student, resumed=start.resumes(plan.config.output))
     if start.checkpoint is not None:
         load_checkpoint(start.checkpoint, engine)
@@ -113,8 +115,8 @@ def _run_steps(
             validation.begin(engine, state.step, log, signals)
         while state.step < config.num_steps and not (validation is not None and validation.ends_run):
             step = plan.step(state.step)
-            engine.start_step(state.step, micro_batches=step.micro_batches)
-            sources = plan.step_sources(step.positions, counts)
+            engine.start_step(state.step, micro_batches=len(step.division))
+            sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             outcome = _optimiser_step(engine, batches, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)

@@ -50,7 +50,8 @@ class ValidationConfig(Settings):
         every: optimiser steps between validations; None is a tenth of the run. The last step is always validated.
         at_start: validate also before the first step. The best state is chosen among later ones.
         max_samples: validate a fixed subset of at most so many samples; None takes all.
-        micro_batch: samples per forward pass and device; None is `train.micro_batch`.
+        micro_batch: samples per forward pass and device; None is `train.micro_batch` or `train.token_budget`. In a
+            token budget, samples of `data` count as `max_tokens` long, because their lengths are not known before.
         figure: the figure whose lowest value is the best: `loss` or a term. None is `loss`, or `supervised` for `data`.
         patience: end training after so many validations in a row without improvement; None never ends it.
         min_delta: smallest decrease of the figure that counts as an improvement for `patience`.

@@ -14,7 +14,7 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments, remarks_on_stem
-from alignkd.teacher_dump.bucketing import length_buckets
+from alignkd.teacher_dump.bucketing import least_work_buckets
 from alignkd.teacher_dump.data_parts import continued_list, whole_list
 from alignkd.teacher_dump.fingerprint import make_manifest
 from alignkd.teacher_dump.job import DumpJob, DumpResult
@@ -200,7 +200,7 @@ class _Run:
         teacher, prepared = self.job.teacher, window.prepared
         capture.begin_window(prepared)
         lengths = [sample.length for sample in prepared]
-        buckets = length_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
+        buckets = least_work_buckets(lengths, token_budget=teacher.token_budget, max_samples=teacher.batch)
         for batch in threads.batches(prepared, buckets):
             for part, captured in in_halves(capture, batch, self._halve):
                 if captured is None:

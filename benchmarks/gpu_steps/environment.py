@@ -8,7 +8,7 @@ import torch
 
 from gpu_steps.check import Check
 
-PACKAGES = ("torch", "transformers", "deepspeed", "numpy", "zarr", "pydantic", "safetensors", "alignkd")
+PACKAGES = ("torch", "transformers", "deepspeed", "bitsandbytes", "numpy", "zarr", "pydantic", "safetensors", "alignkd")
 
 
 def run(check: Check) -> None:
@@ -18,10 +18,10 @@ def run(check: Check) -> None:
     if check.device == "cuda" and not torch.cuda.is_available():
         check.expect(False, f"no usable GPU; torch {torch.__version__} is built for CUDA {torch.version.cuda}")
         return
-    import alignkd.student_train.engine.engine
+    import alignkd.student_train.engine.zero.engine
     from alignkd.student_train.distributed.ranks import start_ranks
 
-    assert alignkd.student_train.engine.engine.deepspeed is not None
+    assert alignkd.student_train.engine.zero.engine.deepspeed is not None
     ranks = start_ranks()
     check.figures["rank_device"] = str(ranks.device)
     check.expect(ranks.device.type == check.device, f"ranks train on {ranks.device}, expected {check.device}")

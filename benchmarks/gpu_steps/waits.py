@@ -48,13 +48,26 @@ def micro_batch(folder: Path, device: str) -> None:
 
     job = train_job(folder / "store", folder / "never", steps=1)
     dataset = open_samples(job, job.open_student())
-    torch.cuda.set_sync_debug_mode("default")
-    student = build_student(job, job.open_student(), dataset.reader).to(device)
-    torch.cuda.set_sync_debug_mode("warn")
+    with noticed_later(device):
+        student = build_student(job, job.open_student(), dataset.reader).to(device)
     weights = job.train.losses.weights
     samples, targets = [dataset[number] for number in range(len(dataset))], job.train.losses.needed_targets.values()
     batch = collate(samples, targets=targets, attention_pairs="tqv")
     weighted_total(student(batch.to(device)), weights, dict.fromkeys(weights, 1)).backward()
+
+
+@contextmanager
+def noticed_later(device: str) -> Iterator[None]:
+    """Waits inside the block are not reported."""
+    if device != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ EVERYTHING = Recipe(
 TWO_LAYERS = Recipe(name="layers", label="attention of layers 0 and 1", store=LAYERS, losses=_LAYERS)
 TWO_LAYERS_MORE = Recipe(
     name="layers_more",
-    label="the same, and 3,000 scenes answered by the teacher",
+    label="layers 0 and 1, and 3,000 more scenes",
     store=LAYERS_MORE,
     losses={**_LAYERS, "attention": 2e4, "attention_form": "mse"},
     steps=3.0,
@@ -106,7 +106,7 @@ ABLATION = (
 # the same data and steps without attention
 _SUPERVISED_MORE = Recipe(
     name="supervised_more",
-    label="supervised, the same scenes",
+    label="supervised, and 3,000 more scenes",
     store=LAYERS_MORE,
     train={"learning_rate": 2e-3, "weight_decay": 0.3},
     steps=3.0,

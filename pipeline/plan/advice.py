@@ -14,6 +14,21 @@ from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.result import Plan
 from alignkd.storage.codecs.settings import STEM
+from alignkd.student_train.config import OptimizerName
+
+# Optimiser and gradient checkpointing, those that take the least time first: moments in 8 bits cost next to none,
+# checkpointing a forward pass, offloading the optimiser step on the host.
+ORDER: tuple[tuple[OptimizerName, bool], ...] = (
+    ("adamw", False),
+    ("adamw_8bit", False),
+    ("adamw", True),
+    ("adamw_8bit", True),
+    ("adamw_offload", False),
+    ("adamw_offload", True),
+)
+OFFLOADING = 4
+# Tokens of a forward pass that are assumed to keep a device busy.
+BUSY_TOKENS = 1024
 
 
 def advice(
@@ -104,13 +119,10 @@ def _window(plan: Plan, config: RunConfig, teacher: ModelShapes) -> dict[str, An
 
 
 def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any]:
-    """The change that costs the least time: smaller micro-batches, then checkpointing, offloading, sums in 16 bits.
-
-    If the host's memory is too small: no offloading, then fewer data workers.
-    """
+    """The first of `student_choices` that fits; if only the host's memory is too small, with fewer data workers."""
     on_host = []
-    for start in _starts(load):
-        for changed in student_choices(start):
+    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
+        for changed in student_choices(replace(load, data_workers=workers)):
             memory = student_memory(student, changed)
             if not memory.fits(plan.gpu_memory):
                 continue
@@ -131,39 +143,70 @@ def _student(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, A
     )
 
 
-def _starts(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The load with and without offloading, then both with fewer data workers."""
-    for workers in dict.fromkeys([load.data_workers, load.data_workers // 2, 0]):
-        for offload in dict.fromkeys([load.offload, False]):
-            yield replace(load, offload=offload, data_workers=workers)
+def faster_choice(plan: Plan, student: ModelShapes, load: StudentLoad) -> dict[str, Any] | None:
+    """Settings that fit and take less time than those of a configuration that fits; None if there are none.
+
+    Micro-batches that keep a device busy are not divided further.
+    """
+    for changed in student_choices(load):
+        if changed.float32_gradients != load.float32_gradients or not _is_busy(changed.micro_batch, load):
+            continue
+        memory = student_memory(student, changed)
+        is_faster = _place(changed) < _place(load)
+        if is_faster and memory.fits(plan.gpu_memory) and memory.fits_host(plan.host_memory):
+            return {"set": _changes(load, changed), "bytes": memory.peak, "host_bytes": memory.host}
+    return None
 
 
 def _changes(load: StudentLoad, changed: StudentLoad) -> dict[str, Any]:
-    """The settings in which two loads differ, and always the micro-batch."""
-    settings = {"gradient_checkpointing": "gradient_checkpointing", "offload": "offload_optimizer",
-                "float32_gradients": "float32_gradients", "data_workers": "data_workers"}  # fmt: skip
+    """The settings in which two loads differ, and always the micro-batch or token budget."""
     found: dict[str, Any] = {"train.micro_batch": changed.micro_batch}
-    for field, setting in settings.items():
-        if (value := getattr(changed, field)) != getattr(load, field):
-            found[f"train.{setting}"] = value
+    if load.token_budget:
+        found = {"train.token_budget": min(load.token_budget, changed.micro_batch * changed.length)}
+    for name in ("optimizer", "gradient_checkpointing", "float32_gradients", "data_workers"):
+        if (value := getattr(changed, name)) != getattr(load, name):
+            found[f"train.{name}"] = value
     return found
 
 
 def student_choices(load: StudentLoad) -> Iterator[StudentLoad]:
-    """The same training with less and less device memory; changes that cost the least time come first."""
-    own = load.float32_gradients
-    for offload, float32 in dict.fromkeys([(load.offload, own), (True, own), (True, False)]):
-        for checkpointing in dict.fromkeys([load.gradient_checkpointing, True]):
-            for size in _halvings(load.micro_batch):
-                yield replace(
-                    load,
-                    offload=offload,
-                    float32_gradients=float32,
-                    gradient_checkpointing=checkpointing,
-                    micro_batch=size,
-                    accumulates=load.accumulates or size < load.micro_batch,
-                    batch_bytes=load.batch_bytes * size // load.micro_batch,
-                )
+    """The same training with less and less device memory; those that are assumed to take the least time come first.
+
+    Micro-batches too small to keep a device busy come after checkpointing and before offloading. Sums in 16 bits cost
+    accuracy, so they come last, and with every other way to save memory.
+    """
+    for places in (ORDER[:OFFLOADING], ORDER[OFFLOADING:]):
+        for busy in (True, False):
+            sizes = [size for size in _halvings(load.micro_batch) if _is_busy(size, load) is busy]
+            for optimizer, checkpointing in places:
+                for size in sizes:
+                    yield _changed(load, size, optimizer, checkpointing, load.float32_gradients)
+    if load.float32_gradients:
+        for size in _halvings(load.micro_batch):
+            yield _changed(load, size, *ORDER[-1], False)
+
+
+def _changed(
+    load: StudentLoad, micro_batch: int, optimizer: OptimizerName, checkpointing: bool, float32: bool
+) -> StudentLoad:
+    return replace(
+        load,
+        optimizer=optimizer,
+        gradient_checkpointing=checkpointing,
+        float32_gradients=float32,
+        micro_batch=micro_batch,
+        accumulates=load.accumulates or micro_batch < load.micro_batch,
+        batch_bytes=load.batch_bytes * micro_batch // load.micro_batch,
+    )
+
+
+def _is_busy(micro_batch: int, load: StudentLoad) -> bool:
+    """Whether a forward pass of so many samples is as large as that of `load`, or large enough."""
+    return micro_batch == load.micro_batch or micro_batch * load.length >= BUSY_TOKENS
+
+
+def _place(load: StudentLoad) -> int:
+    return ORDER.index((load.optimizer, load.gradient_checkpointing))
 
 
 def _halvings(size: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ from alignkd.pipeline.config.eval_place import EvaluatedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.evaluation import EvaluationPlan, plan_evaluation
 from alignkd.pipeline.plan.memory.loads import StudentLoad
+from alignkd.pipeline.plan.memory.micro_batch import LargestMicroBatch, may_accumulate
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
@@ -19,6 +20,7 @@ from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
+from alignkd.pipeline.plan.time.padding import training_padding
 from alignkd.storage import StoreError, StoreReader
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
@@ -46,8 +48,9 @@ class TrainingPlan:
         samples_seen: samples of all steps.
         longest: embedded tokens of the longest sample of all stores.
         mean_tokens: mean over a pass.
+        padding: padded / real positions of the first steps on one device.
         student: memory of training.
-        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
         hours: device -> hours of the whole training on one such device.
         notes: lines on stored targets that no loss compares with.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
@@ -60,6 +63,7 @@ class TrainingPlan:
     samples_seen: int
     longest: int
     mean_tokens: float
+    padding: float
     student: Memory
     table: Sequence[Mapping[str, Any]]
     hours: Mapping[str, float]
@@ -96,6 +100,7 @@ class TrainingPlan:
             "samples_seen": self.samples_seen,
             "longest": self.longest,
             "mean_tokens": self.mean_tokens,
+            "padding": {"train": self.padding},
             "student_memory_bytes": self.student.peak,
             "student_memory_by_part": dict(self.student.parts),
             "student_host_bytes": self.student.host,
@@ -148,7 +153,9 @@ def training_plan(
         options.gpu_memory or device_named(options.device).memory,
     )
     seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
-    shape, stem = _sample_shape(student, readers, lengths, weights), stem_of_run(readers[0], train)
+    order = mixture.order(train.seed, train.global_batch_size(1))
+    padding = training_padding(train, lengths, order)
+    shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
         config,
         student,
@@ -165,6 +172,7 @@ def training_plan(
         samples_seen=seen,
         longest=int(lengths.max()),
         mean_tokens=float(np.average(lengths, weights=weights)),
+        padding=padding,
         student=student_memory(student, load),
         table=memory_table(student, load, device),
         hours={name: training_hours(config, operations, found) for name, found in DEVICES.items()},
@@ -196,20 +204,20 @@ def _load(
     """A micro-batch padded to the longest sample of all stores."""
     assert config.student is not None and config.train is not None
     train, first = config.train, readers[0]
-    shapes, longest = first.manifest.shapes, int(lengths.max())
-    queries = int(_over(readers, "num_queries").max())
+    shapes, largest = first.manifest.shapes, LargestMicroBatch.of(train, lengths, options.devices)
+    queries = largest.most(_over(readers, "num_queries"))
     blocks = int(_over(readers, "num_images").max()) if shapes.vision_tokens is not None else 1
-    vision = int(_vision(student, readers).max())
+    vision = largest.most(_vision(student, readers))
     stem = stem_of_run(first, train)
     adapters = {TERMS[name].adapter for name in train.losses.weights}
     stored = sum(sum(entry.bytes for entry in commit.files) for reader in readers for commit in reader.commits)
-    targets = round(stored / len(lengths) * longest / max(1.0, float(lengths.mean())))
-    whole = train.global_batch or train.micro_batch * options.devices
+    targets = round(stored / len(lengths) * largest.length / max(1.0, float(lengths.mean())))
     return StudentLoad(
         dtype=config.student.dtype,
-        micro_batch=train.micro_batch,
-        length=longest,
-        supervised=int(_over(readers, "num_supervised").max()),
+        micro_batch=largest.samples,
+        token_budget=train.token_budget or 0,
+        length=largest.length,
+        supervised=largest.most(_over(readers, "num_supervised")),
         vision=vision,
         queries=queries * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=shapes.num_heads,
@@ -220,16 +228,17 @@ def _load(
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student.size.num_layers),
         devices=options.devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
-        accumulates=whole > train.micro_batch * options.devices,
+        kernels=train.kernels,
+        accumulates=may_accumulate(train, options.devices),
         stem_weights=0 if stem is None else stem.path.stat().st_size,  # at most: its embeddings stay on the host
         float32_gradients=train.float32_gradients,
         data_workers=train.data_workers,
         trained=config.student.trained_config,
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
-        batch_bytes=train.micro_batch * (student.array_bytes_of(vision) + targets),
+        batch_bytes=largest.samples * (student.array_bytes_of(vision) + targets),
     )
 
 
@@ -241,12 +250,12 @@ def _stem_operations(stem: StemInfo, tokens: float) -> float:
 def _sample_shape(
     student: ModelShapes,
     readers: Sequence[StoreReader],
-    lengths: NDArray[np.int64],
+    lengths: NDArray[np.float64],
     weights: NDArray[np.float64],
 ) -> dict[str, float]:
     """An average sample of a pass."""
 
-    def mean(values: NDArray[np.int64]) -> float:
+    def mean(values: NDArray[Any]) -> float:
         return float(np.average(values, weights=weights))
 
     return {

@@ -12,7 +12,7 @@ from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import stem_depth_of, takes_from_stem, targets_from_stem
 from alignkd.pipeline.data.reading_bar import ReadingBar
-from alignkd.pipeline.plan.advice import advice
+from alignkd.pipeline.plan.advice import advice, faster_choice
 from alignkd.pipeline.plan.choices import (
     attachment_bytes,
     attachments_of,
@@ -33,12 +33,13 @@ from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
-from alignkd.pipeline.plan.memory.trained import STATE_BYTES, counts_of, trained_adapters
+from alignkd.pipeline.plan.memory.trained import CHECKPOINT_BYTES, counts_of, trained_adapters
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
 from alignkd.pipeline.plan.time.devices import device_named
 from alignkd.pipeline.plan.time.hours import hours_by_device
+from alignkd.pipeline.plan.time.padding import dump_padding, training_padding
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
@@ -120,6 +121,7 @@ def make_plan(
             free=disk,
         ),
     )
+    padding = _padding(config, data) if samples is not None else {}
     plan = Plan(
         name=name,
         data=data,
@@ -133,7 +135,10 @@ def make_plan(
         student=None if student is None or load is None else student_memory(student, load),
         trained=None if student is None or load is None else _trained(student, load),
         table=() if student is None or load is None else memory_table(student, load, device_bytes),
-        hours=hours_by_device(config, data, teacher, student, stem_depth=stem.depth),
+        padding=padding,
+        hours=hours_by_device(
+            config, data, teacher, student, stem_depth=stem.depth, padding=padding or {"dump": 1.0, "train": 1.0}
+        ),
         probe=probe,
         gpu_memory=device_bytes,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
@@ -142,13 +147,22 @@ def make_plan(
         unused=_unused(config, manifest, store, data),
         evaluation=_evaluation(config, teacher, student, trained),
     )
-    return replace(plan, advice=advice(plan, config, teacher, student, load))
+    fits = all(plan.fits_by.get(name, True) for name in ("student", "student_host"))
+    faster = faster_choice(plan, student, load) if student is not None and load is not None and fits else None
+    return replace(plan, advice=advice(plan, config, teacher, student, load), faster=faster)
 
 
 def _evaluation(
     config: RunConfig, teacher: ModelShapes, student: ModelShapes | None, trained: Collection[Path]
 ) -> EvaluationPlan | None:
     return None if student is None else plan_evaluation(config, {"student": student, "teacher": teacher}, trained)
+
+
+def _padding(config: RunConfig, data: DataSize) -> dict[str, float]:
+    """Padded / real positions of each phase."""
+    assert config.teacher is not None
+    found = {"dump": dump_padding(config.teacher, data.rows)}
+    return found if config.train is None else found | {"train": training_padding(config.train, data.rows.length)}
 
 
 def _unused(config: RunConfig, manifest: Manifest, store: StoreSize, data: DataSize) -> str | None:
@@ -319,5 +333,5 @@ def _trained(student: ModelShapes, load: StudentLoad) -> TrainedPlan:
         parameters=counts.trained,
         adapters=adapters,
         of=counts.total,
-        checkpoint_bytes=STATE_BYTES * (counts.trained + adapters),
+        checkpoint_bytes=CHECKPOINT_BYTES * (counts.trained + adapters),
     )

@@ -1,6 +1,7 @@
 """A plan as text: computed, measured and assumed figures, and what to change."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.pipeline.plan.evaluation import EvaluationPlan
@@ -41,6 +42,7 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
     yield from _student_table(plan)
     yield ""
     yield f"hours     on one device, arithmetic: {STUDENT_SHARE:.0%} of the data sheet's rate assumed"
+    yield _padding_line({"train": plan.padding})
     yield from _hours_of_devices(plan.all_hours)
     yield from _evaluation_lines(plan.evaluation, plan.gpu_memory)
     yield ""
@@ -203,16 +205,13 @@ def _part_lines(parts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _student_table(plan: Plan | TrainingPlan) -> Iterator[str]:
-    yield "training on n devices (ZeRO-2), memory of each"
-    header = ["devices", "plain", "checkpointing", "offload", "both"]
-    yield "  " + "  ".join(f"{cell:>13}" for cell in header)
+    yield "training on n devices (several: ZeRO-2), memory of each without and with gradient_checkpointing"
+    optimizers = list(dict.fromkeys(str(row["optimizer"]) for row in plan.table))
+    yield "  " + "  ".join(["devices", *(f"{name:>22}" for name in optimizers)])
     for count in dict.fromkeys(row["devices"] for row in plan.table):
         rows = [row for row in plan.table if row["devices"] == count]
-        yield "  " + "  ".join([f"{count:>13}", *(f"{_cell(row):>13}" for row in _ordered(rows))])
-
-
-def _ordered(rows: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
-    return sorted(rows, key=lambda row: (bool(row["offload"]), bool(row["gradient_checkpointing"])))
+        pairs = (" ".join(f"{_cell(row):>10}" for row in rows if row["optimizer"] == name) for name in optimizers)
+        yield "  " + "  ".join([f"{count:>7}", *(f"{pair:>22}" for pair in pairs)])
 
 
 def _cell(row: Mapping[str, object]) -> str:
@@ -224,6 +223,7 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
         f"hours     on one device, arithmetic: {TEACHER_SHARE:.0%} of the data sheet's rate assumed for the teacher "
         f"pass, {STUDENT_SHARE:.0%} for training"
     )
+    yield _padding_line(plan.padding)
     yield from _hours_of_devices(plan.all_hours)
     if plan.probe is not None:
         probe = plan.probe
@@ -233,6 +233,12 @@ def _hour_lines(plan: Plan) -> Iterator[str]:
             f"dump {format_duration(seconds)}; {format_bytes(round(probe.store_bytes_per_sample))} per sample"
             + ("" if probe.device_memory_bytes is None else f"; {format_bytes(probe.device_memory_bytes)} allocated")
         )
+
+
+def _padding_line(padding: Mapping[str, float]) -> str:
+    if not padding:
+        return "  without padding: the lengths of the samples are not known"
+    return "  padded / real positions: " + ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in padding.items())
 
 
 def _hours_of_devices(hours: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -245,13 +251,16 @@ def _hours_of_devices(hours: Mapping[str, Mapping[str, float]]) -> Iterator[str]
 def _advice_lines(plan: Plan) -> Iterator[str]:
     if all(plan.fits_by.values()):
         yield "everything fits"
-        return
     for step in plan.advice:
-        if "say" in step:
-            yield f"{step['for']}: {step['say']}"
-            continue
-        settings = ", ".join(f"{key}: {value}" for key, value in step["set"].items())
-        yield f"{step['for']}: set {settings}  (then {format_bytes(step['bytes'])})"
+        yield f"{step['for']}: " + (step["say"] if "say" in step else _settings(step))
+    if plan.faster is not None:
+        yield f"training takes less time if you set {_settings(plan.faster).removeprefix('set ')}"
+
+
+def _settings(step: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key}: {str(value).lower()}" for key, value in step["set"].items())
+    library = ", which needs bitsandbytes" if step["set"].get("train.optimizer") == "adamw_8bit" else ""
+    return f"set {shown}{library}  (then {format_bytes(step['bytes'])})"
 
 
 def _fits(yes: bool) -> str:

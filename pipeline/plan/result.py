@@ -75,10 +75,12 @@ class Plan:
         stem: whether the teacher's stem can give the alignment targets, and what that costs.
         student: None if the configuration trains no student.
         trained: what is trained of it.
-        table: the student's memory for other numbers of devices, with and without offloading and checkpointing.
+        table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
+        padding: padded / real positions of the phases `dump` and `train`; empty if no data was read.
         hours: device -> phase -> hours on one device.
         probe: measurements, if a probe ran.
         advice: what to change, in order; empty if everything fits.
+        faster: settings of training that fit and take less time than the present ones, or None.
         unused: a line on stored targets that no loss compares with, or None.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
     """
@@ -95,6 +97,7 @@ class Plan:
     student: Memory | None
     trained: TrainedPlan | None
     table: Sequence[Mapping[str, Any]]
+    padding: Mapping[str, float]
     hours: Mapping[str, Mapping[str, float]]
     probe: Probe | None
     gpu_memory: int
@@ -102,6 +105,7 @@ class Plan:
     disk: int | None
     notes: Sequence[str]
     advice: Sequence[Mapping[str, Any]] = ()
+    faster: Mapping[str, Any] | None = None
     unused: str | None = None
     evaluation: EvaluationPlan | None = None
 
@@ -152,6 +156,7 @@ class Plan:
             "student_host_bytes": None if student is None else student.host,
             "student_host_by_part": None if student is None else dict(student.host_parts),
             "student_memory_table": [dict(row) for row in self.table],
+            "padding": dict(self.padding) or None,
             "hours": {device: dict(phases) for device, phases in self.all_hours.items()},
             "fits": all(self.fits_by.values()),
             "fits_by": self.fits_by,
@@ -159,6 +164,7 @@ class Plan:
             "host_memory_bytes": self.host_memory,
             "disk_bytes": self.disk,
             "recommendation": [dict(step) for step in self.advice],
+            "faster": None if self.faster is None else dict(self.faster),
             "data": {
                 "samples": self.data.num_samples,
                 "records": round(self.data.num_records),

@@ -42,7 +42,8 @@ class Run:
         skipped: steps whose loss or gradient was not finite.
         window: number of steps in a mean of losses.
         final: mean of each loss over the last `window` steps that have it.
-        seconds_per_step, tokens_per_second, wait_share: medians over the steps; None if the run did not record them.
+        seconds_per_step, tokens_per_second, padding, wait_share: medians over the steps; None if the run did not record
+            them.
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
         validation: for each loss, (step, value) of the validations that have it; empty for a run without validation.
@@ -62,6 +63,7 @@ class Run:
     final: dict[str, float]
     seconds_per_step: float | None
     tokens_per_second: float | None
+    padding: float | None
     wait_share: float | None
     peak_memory_mib: float | None
     curves: dict[str, list[tuple[int, float]]]
@@ -179,6 +181,7 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
         final={name: curve[-1][1] for name, curve in curves.items()},
         seconds_per_step=_median(lines, "seconds"),
         tokens_per_second=_median(lines, "tokens_per_second"),
+        padding=_median(lines, "padding"),
         wait_share=_median(lines, "wait_share"),
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,

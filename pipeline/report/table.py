@@ -46,6 +46,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         *_validation_rows(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
         ("tokens per second", lambda run: _number(run.tokens_per_second, ",.0f")),
+        ("padded / real positions", lambda run: _number(run.padding, ".3f")),
         ("waiting for data", lambda run: _number(run.wait_share, ".1%")),
         ("peak memory, MiB", lambda run: _number(run.peak_memory_mib, ",.0f")),
     ]

@@ -14,6 +14,7 @@ from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.checkpoints.export import is_exported
 from alignkd.student_train.distributed.launcher import meeting_point
+from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
@@ -67,7 +68,7 @@ def run_stages(
     """
     if not launcher:
         meeting_point(os.environ)  # fail now: training would refuse the variables only after the teacher has run
-    _check_trained(path)
+    _check_training(path)
     reports: dict[str, Any] = {}
     for stage in load_stages(path, "run"):
         found = _run_stage(path, stage, as_json, shlex.split(launcher), say, check)
@@ -77,14 +78,16 @@ def run_stages(
     return reports if as_json else {}
 
 
-def _check_trained(path: Path) -> None:
-    """Refuse a choice of what is trained that does not fit the student, in any stage, before the first teacher runs.
+def _check_training(path: Path) -> None:
+    """Refuse settings of training that cannot work, in any stage, before the first teacher runs.
 
-    A student that the stage before makes has the shapes of that stage's own student.
+    These are an optimiser whose library is missing, and a choice of what is trained that does not fit the student. A
+    student that the stage before makes has the shapes of that stage's own student.
     """
     existing: TrainJob | None = None
     for stage in load_stages(path, "run"):
         job = stage.config.train_job()
+        check_optimizer(job.train)
         if existing is None or Path(str(job.student)).exists():
             existing = job
         if job.trained.choice != "all":

@@ -56,19 +56,6 @@ class SampleOrder:
         pieces = [self._epoch(int(epoch))[positions[epochs == epoch]] for epoch in np.unique(epochs)]
         return np.concatenate(pieces)
 
-    def rank_slice(self, step: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """This rank's part of the global batch: every `world_size`-th sample, int64 [global_batch / W].
-
-        Raises:
-            ValueError: the number of ranks does not divide the global batch, or the rank does not exist.
-        """
-        if not 0 <= rank < world_size or self.global_batch % world_size:
-            raise ValueError(
-                f"rank {rank} of {world_size} for a global batch of {self.global_batch}: "
-                "the number of ranks must divide the global batch"
-            )
-        return self.global_batch_indices(step)[rank::world_size]
-
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._epochs:
             if len(self._epochs) > 1:  # a batch may span two epochs; older ones are not needed again

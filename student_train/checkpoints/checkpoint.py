@@ -1,9 +1,10 @@
 """Checkpoints that are whole or absent: written under a temporary name, checked by checksum, renamed.
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
-included), both moments of AdamW, its counters, the step, samples seen and skipped, and the settings that decide the
-run. It has no random state: dropout is seeded by the step, and the sample order is a pure function of seed and step.
-What is not trained comes from the student's own checkpoint, whose hash is among the settings.
+included), both moments of AdamW in float32 (also if the run keeps them in 8 bits), its counters, the step, samples seen
+and skipped, and the settings that decide the run. It has no random state: dropout is seeded by the step, and the sample
+order is a pure function of seed and step. What is not trained comes from the student's own checkpoint, whose hash is
+among the settings.
 """
 
 import logging
@@ -24,7 +25,8 @@ from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.student_train.checkpoints.parts import Parts, in_parts
 from alignkd.student_train.distributed.ranks import Ranks
-from alignkd.student_train.engine.engine import MOMENTS, Engine
+from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.optimizers.moments import MOMENTS
 from alignkd.student_train.errors import TrainError, unreadable, writing
 from alignkd.vlm.weights.tensor_file import save_tensors
 
@@ -33,6 +35,8 @@ STATE = "state.json"
 WEIGHTS = "weights"
 KEPT = "kept"
 ADAPTERS = "adapters"
+# optimiser and number of processes that wrote the checkpoint; another run may go on with others
+WRITER = "writer"
 NUM_RECORDS = "num_records"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
@@ -116,6 +120,7 @@ def save_checkpoint(
     if ranks.is_first:
         document = {**asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
         document[ADAPTERS] = engine.student.adapters.sizes
+        document[WRITER] = {"optimizer": engine.optimizer, "processes": ranks.world_size}
         if validation is not None:
             document["validation"] = dict(validation)
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))

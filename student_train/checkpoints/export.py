@@ -14,7 +14,7 @@ from alignkd.storage.schema.sealed_json import seal
 from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
-from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX, MODEL_PREFIX
+from alignkd.student_train.engine.parameter_groups import ADAPTER_PREFIX, MODEL_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
@@ -82,10 +82,13 @@ def export(
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
     """
-    masters = list(engine.master_weights())
-    adapters = trained_adapters(engine.student, masters)
-    lora = lora_matrices(masters)
-    del masters
+    # all master weights together would be as large as the student in float32
+    needed = [
+        (name, value)
+        for name, value in engine.master_weights()
+        if name.startswith(ADAPTER_PREFIX) or is_lora_parameter(name)
+    ]
+    adapters, lora = trained_adapters(engine.student, needed), lora_matrices(needed)
     check_worth(job, engine.student, state)
     if not engine.ranks.is_first:
         return

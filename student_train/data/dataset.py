@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
-from alignkd.student_train.data.lengths import same_vision_tokens
+from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.data.sources import sources_of
 from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.data.turns import turns_of
@@ -48,6 +48,11 @@ class CachedDataset:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Embedded tokens of each sample, int64; see `sequence_lengths`."""
+        return sequence_lengths(self.reader, self.preparation.vision_tokens)
 
     def __getitem__(self, position: int) -> tuple[Example, Record]:
         """Example and record of this number in the store.

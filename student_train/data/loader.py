@@ -1,14 +1,14 @@
-"""The stream of one rank's micro-batches: a pure function of the order, resumable at any optimiser step."""
+"""The stream of one rank's micro-batches: a pure function of order and lengths, resumable at any optimiser step."""
 
 from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.storage import SampleOrder
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
 from alignkd.student_train.data.kept_samples import KEPT_BYTES, KeptSamples, Samples
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -42,11 +42,10 @@ def load_batch(
 
 def load_micro_batches(
     samples: Samples,
-    order: SampleOrder,
+    divisions: Divisions,
     ranks: Ranks,
     *,
     steps: range,
-    micro_batch: int,
     targets: Collection[str],
     stem: StemLookup | None = None,
     attention: ChosenAttention | None = None,
@@ -58,7 +57,7 @@ def load_micro_batches(
     Without workers, samples that come more than once are kept in memory if all fit (`KeptSamples`).
 
     Args:
-        micro_batch: samples per micro-batch; the global batch of `order` is a multiple of it times the ranks.
+        divisions: which samples each micro-batch has.
         targets: which targets the losses need.
         stem: computes the targets that are not stored.
         attention: the attention that batches carry; None: the first layer's.
@@ -67,16 +66,14 @@ def load_micro_batches(
     Raises:
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
-    per_step = order.global_batch // (micro_batch * ranks.world_size)
-    if not workers and len(steps) * order.global_batch > len(samples):
+    if not workers and len(steps) * divisions.order.global_batch > len(samples):
         samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
-    def make(number: int) -> TrainBatch:
-        """The micro-batch of this number; micro-batches are numbered through all optimiser steps."""
-        step, part = divmod(number, per_step)
-        mine = order.rank_slice(step, ranks.rank, ranks.world_size)
-        positions = mine[part * micro_batch : (part + 1) * micro_batch]
+    def make(number: tuple[int, int]) -> TrainBatch:
+        """The micro-batch of this step and this number within the step."""
+        step, place = number
+        positions = divisions.of_step(step).of_rank(ranks.rank)[place]
         return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
 
-    numbers = range(steps.start * per_step, steps.stop * per_step)
+    numbers = divisions.numbers(steps)
     return FromWorkers(make, numbers, workers) if workers else map(make, numbers)

@@ -46,6 +46,11 @@ class TrainingSet:
         """The student's tokenizer, template and image processor."""
         return self.datasets[0].preparation
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Embedded tokens of each sample, int64; see `sequence_lengths`."""
+        return np.concatenate([dataset.lengths for dataset in self.datasets])
+
     def positions_of(self, store: int) -> NDArray[np.int64]:
         """Positions of the samples of a store, int64."""
         return np.arange(self._starts[store], self._starts[store + 1])

@@ -14,7 +14,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.vlm.hardware.devices import keep_float32_exact, local_cuda_index
 
 T = TypeVar("T")
-# DeepSpeed reads this variable when it is imported, so `engine.py` sets it; the user's value is kept here.
+# DeepSpeed reads this variable when it is imported, so `engine/zero/engine.py` sets it; the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
 REQUESTED_ACCELERATOR = os.environ.get(ACCELERATOR)
 

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine and its settings."""
+"""Weights, gradients and optimiser of a training: on one device in plain torch, or by DeepSpeed's ZeRO-2."""

@@ -28,7 +28,7 @@ from alignkd.vlm.inputs.batch import SequenceBatch
 
 
 class DistilledStudent(nn.Module):
-    """Student and adapters: the module that DeepSpeed trains.
+    """Student and adapters: the module that an engine trains.
 
     EVERY batch runs through every trained parameter in the same order, with zeros if it has no image. ZeRO-2 packs
     gradients into its reduction buckets in the order of arrival. If a rank with a text-only batch left the projector

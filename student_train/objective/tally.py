@@ -62,12 +62,18 @@ class StepTally:
             self._by_layer.add(terms[TERM])
         return weighted_total(terms, self.weights, self.global_counts)
 
+    def _all_totals(self, names: Sequence[str]) -> list[float]:
+        """The sums of this rank, in one transfer, for which the host waits until the step's work is done."""
+        if not names:
+            return []
+        sums = [reduce(torch.add, [found[name] for found in self._totals]).double() for name in names]
+        totals: list[float] = torch.stack(sums).tolist()
+        return totals
+
     def gather(self, ranks: Ranks, *, stop: bool, time_is_up: bool = False) -> None:
         """Sum over all ranks: the only point of a step at which they exchange anything but gradients."""
         names = list(self.global_counts)
-        # one transfer, for which the host waits until the step's work is done
-        totals_T = torch.stack([reduce(torch.add, [found[name] for found in self._totals]).double() for name in names])
-        totals = totals_T.tolist()
+        totals = self._all_totals(names)
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
         layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()

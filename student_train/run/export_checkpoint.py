@@ -25,7 +25,7 @@ from alignkd.student_train.checkpoints.checkpoint import (
 )
 from alignkd.student_train.checkpoints.export import check_worth, lora_matrices, trained_adapters, write_student
 from alignkd.student_train.checkpoints.parts import Parts
-from alignkd.student_train.engine.zero_config import ADAPTER_PREFIX
+from alignkd.student_train.engine.parameter_groups import ADAPTER_PREFIX
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
@@ -163,7 +163,7 @@ def _student_before_training(job: TrainJob, origin: Origin, checkpoint: Checkpoi
         job = replace(job, train=job.train.model_copy(update={"adapters": None}))
     sizes, layers = _teacher_sizes(checkpoint, parts, job), checkpoint.document.get(ADAPTERS, {}).get("layers")
     student = student_to_export(job, origin, num_heads=sizes["heads"], hidden_size=sizes["hidden_sizes"], layers=layers)
-    student.adapters.to(job.torch_dtype)  # as DeepSpeed does
+    student.adapters.to(job.torch_dtype)  # as the engine does
     return student
 
 

@@ -13,6 +13,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.division import Division, Divisions
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
@@ -20,6 +21,7 @@ from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
+from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
@@ -50,9 +52,9 @@ class StepPlan:
 
     Attributes:
         positions: store positions of its global batch, int64.
+        division: these positions by rank and micro-batch.
         factor: share of the peak learning rates.
         learning_rate: learning rate of the decoder.
-        micro_batches: number of micro-batches of each rank.
         tokens: tokens of the global batch, padding left out.
         kinds: samples of the global batch by kind.
         weights: weight of each loss term.
@@ -60,11 +62,11 @@ class StepPlan:
     """
 
     positions: NDArray[np.int64]
+    division: Division
     factor: float
     weights: dict[str, float]
     attention_weight: float | None
     learning_rate: float
-    micro_batches: int
     tokens: int
     kinds: dict[str, int]
 
@@ -81,6 +83,7 @@ class RunPlan:
         samples: the samples of the run's stores as the student reads them.
         mixture: how often each sample is seen per pass.
         order: which samples each step takes.
+        divisions: which of them each micro-batch has.
         held_out: positions of the samples that validation holds out of training, int64; may be empty.
         kinds: counts samples by kind.
         sources: counts samples by source.
@@ -97,6 +100,7 @@ class RunPlan:
     samples: TrainingSet
     mixture: Mixture
     order: SampleOrder
+    divisions: Divisions
     held_out: NDArray[np.int64]
     kinds: SampleKinds
     sources: Sources
@@ -135,36 +139,36 @@ class RunPlan:
             weights=weights,
             attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),
             positions=positions,
+            division=self.divisions.of_step(number),
             factor=factor,
             learning_rate=config.learning_rate * factor,
-            micro_batches=config.accumulation_steps(self.ranks.world_size),
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
         )
 
     def step_sources(
-        self, positions: NDArray[np.int64], counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
+        self, step: StepPlan, counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
     ) -> StepSources | None:
-        """The sources of a global batch; None if the run has one.
+        """The sources of a step's samples; None if the run has one.
 
         Args:
-            positions: those of the global batch.
             counts: elements of each loss term over some positions.
         """
         if len(self.sources) == 1:
             return None
+        positions, mine = step.positions, np.concatenate(step.division.of_rank(self.ranks.rank))
         of_sample = self.sources.of_sample[positions]
         return StepSources(
             samples=self.sources(positions),
             counts={name: counts(positions[of_sample == number]) for number, name in enumerate(self.sources.names)},
-            mine=of_sample[self.ranks.rank :: self.ranks.world_size],
+            mine=self.sources.of_sample[mine],
         )
 
     def micro_batches(self, *, first_step: int) -> Iterator[TrainBatch]:
         """This rank's micro-batches from a step to the last one; forks data workers, see `load_micro_batches`."""
         return micro_batches(
             self.samples,
-            self.order,
+            self.divisions,
             self.config,
             self.ranks,
             first_step=first_step,
@@ -205,6 +209,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     Raises:
         ValueError: one line about what does not fit.
     """
+    check_optimizer(job.train)
     student, epochs = job.open_student(), job.train.epochs
     losses = job.train.losses
     lowest = min(compared_layers(losses.attention_layers, student.config))
@@ -218,6 +223,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     if (extension := find_extension(job.train, ranks)) is not None:
         settings |= extension.settings
         check_can_be_extended(extension, job.train, settings)
+    order = mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size))
     return RunPlan(
         job=job,
         requested_epochs=epochs,
@@ -225,7 +231,8 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ranks=ranks,
         samples=samples,
         mixture=mixture,
-        order=mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size)),
+        order=order,
+        divisions=Divisions(order, samples.lengths, job.train.micro_batch_limit, ranks.world_size),
         held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
@@ -254,7 +261,7 @@ def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
 
 def micro_batches(
     samples: TrainingSet,
-    order: SampleOrder,
+    divisions: Divisions,
     config: TrainConfig,
     ranks: Ranks,
     *,
@@ -265,10 +272,9 @@ def micro_batches(
     """`load_micro_batches` as the settings of a run ask for them, from `first_step` to the last step."""
     return load_micro_batches(
         samples,
-        order,
+        divisions,
         ranks,
         steps=range(first_step, config.num_steps),
-        micro_batch=config.micro_batch,
         targets={*config.losses.needed_targets.values()},
         stem=stem,
         attention=attention,

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.student_train.checkpoints.checkpoint import Checkpoint, TrainState, check_same_settings, find_checkpoint
+from alignkd.student_train.checkpoints.checkpoint import (
+    WRITER,
+    Checkpoint,
+    TrainState,
+    check_same_settings,
+    find_checkpoint,
+)
 from alignkd.student_train.checkpoints.export import check_export_can_be_repeated, is_exported
-from alignkd.student_train.config import samples_of_epochs
+from alignkd.student_train.config import OptimizerName, samples_of_epochs
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
@@ -19,6 +25,7 @@ from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.unused import unused_of_store
 from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
+from alignkd.vlm.kernels.choice import check_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +101,27 @@ def find_start(plan: RunPlan) -> Start:
     elif found is not None and ranks.is_first:
         logger.info("output %s: resuming at step %d of %d", config.output, start.state.step, config.num_steps)
     elif found is None and plan.extension is not None:
-        return _start_of_extension(plan)
+        start = _start_of_extension(plan)
+    if start.checkpoint is not None and ranks.is_first:
+        for line in changed_engine(start.checkpoint, plan.config.optimizer, ranks.world_size):
+            logger.info("%s", line)
     return start
+
+
+def changed_engine(checkpoint: Checkpoint, optimizer: OptimizerName, processes: int) -> list[str]:
+    """Lines on another optimiser or number of processes than those that wrote the checkpoint, and what follows."""
+    if (writer := checkpoint.document.get(WRITER)) is None:
+        return []  # of an earlier version, which did not keep it
+    before, step = writer["optimizer"], checkpoint.state.step
+    lines = []
+    if before != optimizer:
+        lines.append(f"optimizer: {before} until step {step}, now {optimizer}")
+    if writer["processes"] != processes:
+        lines.append(f"processes: {writer['processes']} until step {step}, now {processes}")
+    if lines and optimizer == "adamw_8bit":
+        why = "which are divided into other blocks" if before == optimizer else "which were in float32"
+        lines[-1] += f"; moments, {why}, are rounded to 8 bits"
+    return lines
 
 
 def _start_of_extension(plan: RunPlan) -> Start:
@@ -110,7 +136,7 @@ def announce(plan: RunPlan) -> None:
     """Log device, length and unusable samples of a run, on the first rank.
 
     Raises:
-        InputError: the device cannot compute in the job's dtype.
+        InputError: the device cannot compute in the job's dtype, or not with its kernels.
     """
     if plan.ranks.is_first:
         logger.info("trains: %s", described_of(plan.job.trained, plan.student.size()))
@@ -140,6 +166,7 @@ def _log_device(plan: RunPlan) -> None:
     logger.info("%s%s", line, f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
     for warning in warnings:
         logger.warning("%s", warning)
+    check_kernels(plan.config.kernels, ranks.device)
 
 
 def _length(plan: RunPlan) -> str:

@@ -30,6 +30,7 @@ def step_figures(
         "skipped": not outcome.applied,
         "seconds": tally.seconds,
         "tokens_per_second": step.tokens / tally.seconds,
+        "padding": step.division.padded_positions / step.tokens,
         "wait_share": tally.wait_share,
         "peak_memory_mib": peak_memory_mib(device),
         **{f"{KIND_PREFIX}{kind}": count for kind, count in step.kinds.items()},

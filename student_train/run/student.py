@@ -1,11 +1,13 @@
 """The trained module of a run: student, adapters, and the frozen parts of the teacher that its targets need."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.stem_targets import StemTargets
+from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
@@ -19,6 +21,8 @@ from alignkd.vlm.families.stem import smallest_depth
 from alignkd.vlm.stem.checks import check_same_tower
 from alignkd.vlm.stem.file import open_stem
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, read_head
+
+logger = logging.getLogger(__name__)
 
 
 def build_student(
@@ -68,6 +72,18 @@ def load_student(job: TrainJob, checkpoint: Checkpoint, device: torch.device | s
     if (lora := job.trained.lora_settings) is not None:
         add_lora(model, lora, seed=job.train.seed)
     return model
+
+
+def use_chosen_kernels(job: TrainJob, model: VisionLanguageModel, ranks: Ranks) -> None:
+    """Use the kernels of the settings in the student, once it is on its device, and log which.
+
+    Raises:
+        InputError: they cannot run here, or not for this student.
+    """
+    if job.train.kernels != "torch":
+        line = model.use_kernels(job.train.kernels)
+        if ranks.is_first:
+            logger.info("%s", line)
 
 
 def student_to_export(

@@ -7,7 +7,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.trained.counts import names_of, trained_counts
 from alignkd.student_train.trained.settings import TrainedConfig, TrainedLayers
 from alignkd.vlm.families.family import Checkpoint
-from alignkd.vlm.weights.bitsandbytes import bitsandbytes_module
+from alignkd.vlm.weights.bitsandbytes import quantization_library
 from alignkd.vlm.weights.key_patterns import group_keys
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def check_trained(
     if config.choice == "all":
         return  # every loss depends on something that is trained
     if config.quantization != "none":
-        bitsandbytes_module(config.quantization)
+        quantization_library(config.quantization)
     size = checkpoint.size()
     counts = trained_counts(config, size)
     if counts.left_out:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from alignkd.student_train.data.division import Division, MicroBatchLimit
 from alignkd.student_train.data.handoff.stream import FromWorkers, closing_workers
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.objective.objective import DistilledStudent
@@ -45,7 +46,7 @@ def evaluate(
     samples: ValidationSamples,
     ranks: Ranks,
     *,
-    micro_batch: int,
+    limit: MicroBatchLimit,
     workers: int,
     stop_requested: Callable[[], bool],
 ) -> Evaluation | None:
@@ -55,30 +56,28 @@ def evaluate(
     optimiser nor the count of micro-batches notices.
 
     Args:
-        micro_batch: samples per rank and forward pass.
+        limit: of the samples of a rank in a forward pass.
         workers: processes that prepare batches; they end with the validation.
 
     Raises:
         TrainError: a sample of a store cannot be used, or a worker was killed.
     """
     began = perf_counter()
-    passes = -(-len(samples) // (micro_batch * ranks.world_size))
-    mine = samples.positions[ranks.rank :: ranks.world_size]
-
-    def make(number: int) -> Prepared:
-        return samples.prepare(mine[number * micro_batch : (number + 1) * micro_batch])
-
+    division = Division(samples.positions, samples.lengths, limit, ranks.world_size)
+    mine = division.of_rank(ranks.rank)
     # The workers share this process's memory, of which nothing is written until they have ended.
-    prepared: Iterator[Prepared] = FromWorkers(make, range(passes), workers) if workers else map(make, range(passes))
+    prepared: Iterator[Prepared] = (
+        FromWorkers(samples.prepare, mine, workers) if workers else map(samples.prepare, mine)
+    )
     sums = _Sums(samples.losses, ranks.device)
     with closing_workers(prepared), _evaluating(student, samples), _bar(samples.positions, ranks) as bar:
-        for part in prepared:
+        for part, size in zip(prepared, division.sizes, strict=True):
             # every rank takes part in every pass, also one without a sample of its own
             (stopped,) = ranks.sum([float(stop_requested())])
             if stopped:
                 return None
             sums.add(student, part)
-            bar.update(min(micro_batch * ranks.world_size, len(samples) - bar.n))
+            bar.update(size)
     return sums.gathered(ranks, began)
 
 

@@ -35,6 +35,8 @@ from alignkd.vlm.inputs.examples import Example, Preparation
 
 logger = logging.getLogger(__name__)
 LISTED = 5
+# length of a sample without a limit: with a token budget it is alone
+UNLIMITED = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class ValidationSamples:
         identity: equal for equal samples; compared when a run is resumed.
         losses: the terms that are computed, and their settings.
         positions: which samples, int64.
+        lengths: embedded tokens of each of them, int64; the most that they may have if they are not known.
         prepare: makes a batch of the samples at some positions; raises TrainError.
         has_targets: whether the teacher's targets are there.
     """
@@ -70,6 +73,7 @@ class ValidationSamples:
     identity: str
     losses: LossConfig
     positions: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     prepare: Callable[[NDArray[np.int64]], Prepared] = field(repr=False)
     has_targets: bool = True
 
@@ -149,6 +153,7 @@ def _stored(
         identity=identity,
         losses=losses,
         positions=positions,
+        lengths=samples.lengths[positions],
         prepare=lambda chosen: Prepared(batch=load(chosen) if len(chosen) else None),
     )
 
@@ -167,6 +172,7 @@ def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> Valid
         identity="data " + " ".join(f"{piece.sha256[:16]} of {piece.num_samples} samples" for piece in source.pieces),
         losses=losses,
         positions=positions,
+        lengths=np.full(len(positions), data.max_tokens or UNLIMITED),
         prepare=partial(_prepare_raw, source, preparation),
         has_targets=False,
     )

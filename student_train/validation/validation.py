@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from alignkd.student_train.checkpoints.checkpoint import checkpoint_path, keep_validation, load_weights
+from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.distributed.interrupt import StopSignals
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.errors import TrainError
@@ -139,12 +140,12 @@ class Validation:
         return f"validation {self.figure} has not improved{least} in {number}{best}"
 
     def _validate(self, engine: Engine, step: int, log: RunLog, signals: StopSignals, *, is_candidate: bool) -> None:
-        train = self.plan.config
+        train, own = self.plan.config, self.config.micro_batch
         found = evaluate(
             engine.student,
             self._samples,
             self.plan.ranks,
-            micro_batch=self.config.micro_batch or train.micro_batch,
+            limit=train.micro_batch_limit if own is None else MicroBatchLimit(samples=own),
             workers=train.data_workers,
             stop_requested=lambda: signals.stop_requested,
         )

@@ -6,6 +6,7 @@ Threads prepare the first prompts of a window while the teacher answers those of
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -55,6 +56,7 @@ def generate_answers(job: GenerateJob, model: VisionLanguageModel | None = None)
 
 def _generate(job: GenerateJob, model: VisionLanguageModel | None) -> GenerateResult:
     started = time.monotonic()
+    job = _with_usable_kernels(job)
     samples = DataList(job.data, progress=job.control.reading)
     check_images_are_files(samples)
     check_image_folders(samples, job.data)
@@ -75,6 +77,14 @@ def _generate(job: GenerateJob, model: VisionLanguageModel | None) -> GenerateRe
         if folder.pending_shards():
             run.write(model or load_teacher(job, teacher), shards)
     return run.result(time.monotonic() - started)
+
+
+def _with_usable_kernels(job: GenerateJob) -> GenerateJob:
+    """The job without compiled layers: with a cache of keys and values each layer would be compiled on its own."""
+    if job.teacher.kernels != "compile":
+        return job
+    job.control.notice("kernels compile: layers are not compiled for generating; torch's kernels are used")
+    return replace(job, teacher=job.teacher.model_copy(update={"kernels": "torch"}))
 
 
 def _generation(

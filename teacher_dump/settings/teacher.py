@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, DtypeName, Quantization, usable_device
+from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import CheckpointName, Count, ProcessorKind, Settings, UserPath
 
 
@@ -22,6 +23,9 @@ class TeacherConfig(Settings):
         quantization: `int8` or `nf4` quantise the decoder's linear layers (needs bitsandbytes), so that a large teacher
             fits a small GPU; vision targets are as without, logits and the attention of deeper layers have a
             quantisation error.
+        kernels: what computes the decoder's layers: `torch`; `liger`, fused kernels of the library Liger for RMSNorm,
+            rotary positions and the gated MLP, which need a CUDA device; `compile`, layers that torch compiles, which
+            needs a C++ compiler. Targets differ by rounding. Answers are generated with `torch` in place of `compile`.
         token_budget: padded tokens (text + vision) of a forward pass; samples of similar length share one, and a sample
             longer than the budget has one of its own.
         batch: maximum number of samples of a forward pass.
@@ -39,6 +43,7 @@ class TeacherConfig(Settings):
     processor: ProcessorKind = "auto"
     dtype: DtypeName = "float32"
     quantization: Quantization = "none"
+    kernels: Kernels = "torch"
     token_budget: Count = 8192
     batch: Count = 64
     window: Count = 128

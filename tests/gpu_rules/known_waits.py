@@ -63,26 +63,38 @@ FAMILY_MICRO_BATCH = [
     Known(OUTSIDE, "", "boolean index", 6, "transformers adds features of the tower to hidden states of early layers"),
     Known(OUTSIDE, "", "masked_scatter_backward", 1, "transformers splices vision embeddings by a mask"),
 ]
+ONE_DEVICE, ZERO = "student_train/engine/one_device/engine.py", "student_train/engine/zero/engine.py"
 DEEPSPEED = "deepspeed/runtime/"
+LOGGED = [
+    Known("student_train/objective/tally.py", "_all_totals", "tolist", 1, "loss terms, for the log"),
+]
 STEP = [
-    Known(
-        "student_train/engine/engine.py", "end_micro_batch", "numbers to the device", 3, "gradient norm", via=DEEPSPEED
-    ),
-    Known(
-        "student_train/engine/engine.py", "end_micro_batch", "_local_scalar_dense", 4, "gradient norm", via=DEEPSPEED
-    ),
-    Known("student_train/engine/engine.py", "end_micro_batch", "_local_scalar_dense", 1, "gradient norm, for the log"),
-    Known("student_train/objective/tally.py", "gather", "tolist", 1, "loss terms, for the log"),
+    Known(ONE_DEVICE, "_end_micro_batch", "_local_scalar_dense", 1, "gradient norm, which decides on the step"),
+    *LOGGED,
+]
+STEP_OF_DEEPSPEED = [
+    Known(ZERO, "_end_micro_batch", "numbers to the device", 3, "gradient norm", via=DEEPSPEED),
+    Known(ZERO, "_end_micro_batch", "_local_scalar_dense", 4, "gradient norm", via=DEEPSPEED),
+    Known(ZERO, "_end_micro_batch", "_local_scalar_dense", 1, "gradient norm, for the log"),
+    *LOGGED,
 ]
 AROUND = [
     Known("student_train/trainer.py", "_prepare_engine", "to the device", None, "the student, before the first step"),
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are exported are looked at once"),
-    Known("student_train/engine/engine.py", "master_weights", "to the host", None, "a checkpoint, and the export"),
-    Known("student_train/engine/engine.py", "moments", "to the host", None, "a checkpoint"),
-    Known("student_train/engine/engine.py", "counters", "_local_scalar_dense", None, "a checkpoint"),
     Known("student_train/checkpoints/export.py", "trained_adapters", "to the host", None, "the adapters"),
     Known("vlm/families/mobilevlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
+ADAM_STEP = Known("student_train/engine/optimizers/adamw.py", "num_steps", "_local_scalar_dense", None, "a checkpoint")
+LEVELS = Known(
+    "student_train/engine/optimizers/adamw_8bit.py", "_levels", "to the device", None, "once, before the first step"
+)
+CHECKPOINT, CHECKPOINT_OF_DEEPSPEED = (
+    [
+        Known(engine, "master_weights", "to the host", None, "a checkpoint, and the export"),
+        Known(engine, "moments", "to the host", None, "a checkpoint"),
+    ]
+    for engine in (ONE_DEVICE, ZERO)
+)
 LOADING = [
     Known("vlm/finite.py", "is_finite", "_local_scalar_dense", None, "weights that are not finite are refused"),
     Known("vlm/families/mobilevlm/weights/loading.py", "_read", "to the device", None, "the teacher's weights"),

@@ -1,4 +1,4 @@
-"""The pretend device as DeepSpeed's accelerator, so that `student_train/engine/engine.py` runs as it is."""
+"""The pretend device as DeepSpeed's accelerator, so that `student_train/engine/zero/engine.py` runs as it is."""
 
 from typing import Any
 

@@ -30,13 +30,30 @@ def test_this_machines_gpu_computes_what_a_cpu_computes(tmp_path: Path, gpu_envi
     arguments = ("--tiny", "--device", "cuda", "--out", tmp_path / "out")
     exit_code, lines, errors = gpu_check(*arguments, environment=gpu_environment)
     assert exit_code == 0, errors
-    assert [line["ok"] for line in lines] == [True] * 5, lines
+    assert [line["ok"] for line in lines] == [True] * 9, lines
 
 
 def test_the_device_rules_hold_on_a_cpu(tmp_path: Path) -> None:
     exit_code, (line,), _ = gpu_check("--tiny", "--device", "cpu", "--steps", "1", "--out", tmp_path / "out")
     assert exit_code == 0 and line["ok"] and "problem" not in line
     assert line["figures"]["codec_arrays"] > 0 and line["figures"]["losses_float32_head"] < 1e-5
+
+
+def test_memory_ratios_and_kernels_are_measured_and_shown(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    exit_code, lines, errors = gpu_check("--tiny", "--device", "cpu", "--steps", "5-7", "--out", out)
+    assert exit_code == 0 and [line["ok"] for line in lines] == [True] * 3, (lines, errors)
+    memory, ratios, levers = (line["figures"] for line in lines)
+    assert {name.partition(" ")[0] for name in memory} == {"adamw", "adamw_8bit", "adamw_offload"}
+    assert ratios["2 x 256"]["Align-KD to supervised"] > 0 and levers["kernels torch"]["to torch"] == 1
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_check; gpu_check.main()"
+    shown = subprocess.run([sys.executable, "-c", code, "--table", out], capture_output=True, text=True).stdout
+    assert "| real_memory | passed |" in shown and "Align-KD to supervised" in shown
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    exit_code, (line,), errors = gpu_check("--tiny", "--device", "cpu", "--steps", "8", "--out", tmp_path / "out")
+    assert exit_code == 0 and line["ok"] and len(line["figures"]["kernels"]) == 20, (line, errors)
 
 
 def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -52,11 +69,12 @@ def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_what_does_not_fit_the_time_is_reported_as_skipped(tmp_path: Path) -> None:
     exit_code, lines, _ = gpu_check("--device", "cpu", "--seconds", "1", "--out", tmp_path)
     assert exit_code == 0
-    assert [line["name"] for line in lines] == ["environment", "device_rules", "dumps", "trainings", "waits"]
+    first = ["environment", "device_rules", "dumps", "trainings", "waits"]
+    assert [line["name"] for line in lines] == [*first, "real_memory", "ratios", "levers", "commands"]
     assert all(line["ok"] is None and line["problem"].startswith("skipped, ") for line in lines)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [(["--steps", "0-9"], "no step 5"), ([], "is not empty")])
+@pytest.mark.parametrize(("arguments", "named"), [(["--steps", "0-9"], "no step 9"), ([], "is not empty")])
 def test_usage(arguments: list[str], named: str, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     exit_code, lines, errors = gpu_check("--out", tmp_path, *arguments)

@@ -79,6 +79,6 @@ def assert_same_losses(found: Metrics, expected: Metrics, relative: float = 1e-6
     assert len(found) == len(expected) == STEPS
     for mine, other in zip(found, expected, strict=True):
         for term in ("loss", "grad_norm", *LossConfig().weights):
-            assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term)
+            assert mine[term] == pytest.approx(other[term], rel=relative), (mine["step"], term, mine[term], other[term])
     # the agreement means something only if the student moved between the steps
     assert all(abs(found[0][term] / found[-1][term] - 1) > 1e-4 for term in ("attention", "vision_all", "logit"))

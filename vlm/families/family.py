@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,6 +22,8 @@ from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.hardware.devices import Quantization
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example, Preparation
+from alignkd.vlm.kernels.choice import Kernels, use_kernels
+from alignkd.vlm.kernels.layer_run import compute_again
 from alignkd.vlm.settings import ProcessorKind
 
 # Yields logits and takes tokens, see `VisionLanguageModel.decoding`.
@@ -231,6 +232,11 @@ class VisionLanguageModel(nn.Module, ABC):
         """Prefixes of the names of the projector's parameters, for a learning rate of their own."""
 
     @property
+    def decoder(self) -> nn.Module | None:
+        """The language model without its head if it is one of transformers that takes `inputs_embeds`, else None."""
+        return None
+
+    @property
     @abstractmethod
     def decoder_layers(self) -> Sequence[nn.Module]:
         """The decoder's layers in order."""
@@ -246,13 +252,18 @@ class VisionLanguageModel(nn.Module, ABC):
         Args:
             preserve_rng_state: draw the same random numbers again; only needed where the layers draw any.
         """
-        for layer in self.decoder_layers:
-            layer.forward = partial(
-                torch.utils.checkpoint.checkpoint,
-                layer.forward,
-                use_reentrant=False,
-                preserve_rng_state=preserve_rng_state,
-            )
+        compute_again(self.decoder_layers, preserve_rng_state=preserve_rng_state)
+
+    def use_kernels(self, kernels: Kernels) -> str:
+        """Compute the decoder's layers with other kernels from here on; the model must be on its device.
+
+        Returns:
+            What was done, a line for the user.
+
+        Raises:
+            InputError: the kernels cannot run here, or not for this decoder.
+        """
+        return use_kernels(kernels, self.decoder, self.decoder_layers, self.device)
 
     @abstractmethod
     def decoding(self, prompts: Sequence[Example], vision: Vision | None = None) -> Decoding:

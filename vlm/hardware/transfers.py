@@ -12,7 +12,7 @@ from torch import Tensor
 
 def module_with_streams(device: torch.device) -> Any:
     """torch's module of a device with asynchronous copies, such as `torch.cuda`; None for other devices."""
-    if device.type == "cpu":  # its module has only nominal streams
+    if device.type in ("cpu", "meta"):  # nominal streams, and no module
         return None
     module = torch.get_device_module(device)
     return module if hasattr(module, "Stream") else None

@@ -1,4 +1,4 @@
-"""The library of 8-bit and 4-bit layers, which is imported only where a model is quantised."""
+"""The library of 8-bit and 4-bit layers and optimisers, which is imported only where one is used."""
 
 import importlib
 import logging
@@ -18,8 +18,12 @@ def without_advice() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def bitsandbytes_module(kind: Quantization) -> Any:
+def bitsandbytes_module(setting: str, *, otherwise: str) -> Any:
     """The module `bitsandbytes`.
+
+    Args:
+        setting: name and value of the setting that needs it, for the message of an error.
+        otherwise: what to do without it.
 
     Raises:
         InputError: it is not installed or does not work here.
@@ -29,14 +33,22 @@ def bitsandbytes_module(kind: Quantization) -> Any:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise InputError(
-            f"quantization {kind!r} needs bitsandbytes, which is not installed; "
-            "`pip install 'alignkd[quantized]'`, or set quantization to 'none'"
+            f"{setting} needs bitsandbytes, which is not installed; `pip install 'alignkd[quantized]'`, or {otherwise}"
         ) from error
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"quantization {kind!r}: bitsandbytes does not work here ({one_line(error)[:160]}); "
-            "install a build for your GPU, or set quantization to 'none'"
+            f"{setting}: bitsandbytes does not work here ({one_line(error)[:160]}); install a build for your GPU, or "
+            f"{otherwise}"
         ) from error
+
+
+def quantization_library(kind: Quantization) -> Any:
+    """The module `bitsandbytes`, for weights in 8 or 4 bits.
+
+    Raises:
+        InputError: it is not installed or does not work here.
+    """
+    return bitsandbytes_module(f"quantization {kind!r}", otherwise="set quantization to 'none'")
 
 
 def keep_layout(layer: Any) -> Any:

@@ -1,10 +1,13 @@
 """From a configuration and counted data to the loads that decide the memory of both phases."""
 
+import numpy as np
+
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.disk.counterfactual import has_second_pass
 from alignkd.pipeline.plan.disk.samples import DataSize
 from alignkd.pipeline.plan.disk.store import StoreSize
 from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad, TeacherLoad
+from alignkd.pipeline.plan.memory.micro_batch import LargestMicroBatch, may_accumulate
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
@@ -66,16 +69,21 @@ def student_load(
     train, rows = config.train, data.rows
     adapters = {TERMS[name].adapter for name in train.losses.weights}
     limit = config.max_tokens
-    whole = train.global_batch or train.micro_batch * devices
-    longest = data.longest(limit)
     blocks = int(rows.images.max()) if teacher.size.vision_tokens is not None else 1
+    # one sample may be longer than the counted ones
+    largest = LargestMicroBatch.of(train, np.append(rows.length, data.longest(limit)), devices)
+    most = {
+        name: largest.most(np.append(getattr(rows, name), data.most(name, limit))) for name in ("supervised", "queries")
+    }
+    vision = largest.most(np.append(rows.vision, rows.vision.max()))
     return StudentLoad(
         dtype=config.student.dtype,
-        micro_batch=train.micro_batch,
-        length=longest,
-        supervised=data.most("supervised", limit),
-        vision=int(rows.vision.max()),
-        queries=data.most("queries", limit) * blocks if "attention" in train.losses.weights else 0,
+        micro_batch=largest.samples,
+        token_budget=train.token_budget or 0,
+        length=largest.length,
+        supervised=most["supervised"],
+        vision=vision,
+        queries=most["queries"] * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=teacher.size.num_heads,
         teacher_hidden=teacher.size.hidden_size,
         hidden_logits=config.store.logits.kind == "hidden" and "logit" in train.losses.weights,
@@ -84,12 +92,13 @@ def student_load(
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
         attention_layers=number_of_pairs(train.losses.attention_layers, student_layers),
         devices=devices,
-        offload=train.offload_optimizer,
+        optimizer=train.optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
-        accumulates=whole > train.micro_batch * devices,
+        kernels=train.kernels,
+        accumulates=may_accumulate(train, devices),
         stem_weights=stem_weights,
         stem_pass=stem_pass_bytes(
-            teacher, dtype=config.teacher.dtype, depth=stem_depth, tokens=train.micro_batch * longest
+            teacher, dtype=config.teacher.dtype, depth=stem_depth, tokens=largest.samples * largest.length
         ),
         float32_gradients=train.float32_gradients,
         data_workers=train.data_workers,
@@ -98,13 +107,16 @@ def student_load(
         proj_adapter="proj_adapter" in adapters,
         passes=2 if has_second_pass(train.losses) else 1,
         num_samples=round(data.num_records),
-        batch_bytes=train.micro_batch * _prepared_bytes(data, store, teacher, longest, from_stem=stem_weights > 0),
+        batch_bytes=largest.samples
+        * _prepared_bytes(data, store, teacher, length=largest.length, vision=vision, from_stem=stem_weights > 0),
     )
 
 
-def _prepared_bytes(data: DataSize, store: StoreSize, teacher: ModelShapes, longest: int, *, from_stem: bool) -> int:
+def _prepared_bytes(
+    data: DataSize, store: StoreSize, teacher: ModelShapes, *, length: int, vision: int, from_stem: bool
+) -> int:
     """Bytes of a prepared sample: float32 pixels, stored targets, token embeddings for the stem."""
-    pixels = teacher.array_bytes_of(int(data.rows.vision.max()))
+    pixels = teacher.array_bytes_of(vision)
     targets = store.of_targets / max(1.0, data.num_records)
-    rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * longest if from_stem else 0
-    return pixels + round(targets * longest / max(1.0, data.mean("length"))) + rows
+    rows = ELEMENT["bfloat16"] * teacher.size.hidden_size * length if from_stem else 0
+    return pixels + round(targets * length / max(1.0, data.mean("length"))) + rows

@@ -57,7 +57,7 @@ def offloaded_bytes(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
 
 
 def offloaded_of(parts: Mapping[str, int]) -> int:
-    """Bytes of the parts of `host_bytes` that exist because of `offload_optimizer`."""
+    """Bytes of the parts of `host_bytes` that exist because of `adamw_offload`."""
     return sum(size for name, size in parts.items() if name not in _ALWAYS)
 
 

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from alignkd.student_train.engine.zero_config import sums_in_float32
+from alignkd.student_train.config import OptimizerName
+from alignkd.student_train.engine.zero.config import sums_in_float32
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.hardware.devices import TORCH_DTYPES, Quantization
+from alignkd.vlm.kernels.choice import Kernels
 
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes per logit in progress, by kind. Kept tokens: the product, float32 log-probabilities, sorted values and their
@@ -19,7 +21,8 @@ class StudentLoad:
 
     Attributes:
         dtype: dtype of weights and activations.
-        micro_batch: samples per forward pass and device.
+        micro_batch: samples per forward pass and device. With a token budget, this and the next four describe
+            the largest micro-batch (`LargestMicroBatch`).
         length: embedded tokens of the longest sample; a batch is padded to this length.
         vision: vision tokens of the sample with the most; 0: one image.
         supervised: positions whose next token has a label, of the sample with the most.
@@ -32,8 +35,9 @@ class StudentLoad:
         attention_chunk_bytes: largest size of one float32 copy of the attention rows in progress.
         attention_copies: how many the form of the loss holds, over all keys and over the selected columns.
         devices: number of devices; ZeRO-2 divides gradients and optimiser state among them.
-        offload: gradients, master weights and moments are in host memory.
+        optimizer: the setting of `train`.
         gradient_checkpointing: only layer inputs are kept for the backward pass.
+        kernels: what computes the decoder's layers.
         accumulates: an optimiser step has more than one micro-batch.
         stem_weights: bytes of the teacher's stem on the device.
         stem_pass: bytes of activations while whole layers of the stem run, before the student's decoder.
@@ -43,6 +47,7 @@ class StudentLoad:
         num_samples: samples of the training, which are kept in memory if they are small; 0: none is kept.
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
+        token_budget: the setting of `train`; 0: `micro_batch` is given.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -59,8 +64,9 @@ class StudentLoad:
     attention_copies: tuple[int, int] = COPIES_OF_FORM["mse"]
     attention_layers: int = 1
     devices: int = 1
-    offload: bool = False
+    optimizer: OptimizerName = "adamw"
     gradient_checkpointing: bool = False
+    kernels: Kernels = "torch"
     accumulates: bool = False
     stem_weights: int = 0
     stem_pass: int = 0
@@ -72,6 +78,7 @@ class StudentLoad:
     trained: TrainedConfig = field(default_factory=TrainedConfig)
     attn_adapter: bool = True
     proj_adapter: bool = True
+    token_budget: int = 0
     passes: int = 1
 
     @property
@@ -80,8 +87,20 @@ class StudentLoad:
         return ELEMENT[self.dtype]
 
     @property
+    def offload(self) -> bool:
+        """Whether gradients, master weights and moments are in host memory."""
+        return self.optimizer == "adamw_offload"
+
+    @property
+    def in_plain_torch(self) -> bool:
+        """Whether the run uses the engine for one device, not DeepSpeed."""
+        return self.devices == 1 and not self.offload
+
+    @property
     def sums_in_float32(self) -> bool:
-        """Whether gradients are added up in a float32 buffer on the device."""
+        """Whether gradients are added up in float32 buffers on the device."""
+        if self.in_plain_torch:
+            return self.float32_gradients and self.accumulates and self.element == 2
         return sums_in_float32(self.float32_gradients, TORCH_DTYPES[self.dtype], self.offload, self.accumulates)
 
 

@@ -1,78 +1,131 @@
-"""Device memory of training under ZeRO-2 with torch's AdamW."""
+"""Device memory of training, by the engine for one device or under ZeRO-2."""
+
+from dataclasses import dataclass
 
 from alignkd.pipeline.plan.memory.host import host_bytes
 from alignkd.pipeline.plan.memory.loads import ELEMENT, StudentLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import (
-    STATE_BYTES,
     largest_trained,
+    moment_bytes,
     student_weight_bytes,
     trained_parameters,
     trains_head,
 )
-from alignkd.student_train.engine.zero_config import MAX_BUCKET
+from alignkd.student_train.engine.one_device.engine import ELEMENTS_AT_ONCE
+from alignkd.student_train.engine.zero.config import MAX_BUCKET
 from alignkd.student_train.trained.targets import lora_names
 from alignkd.vlm.families.sizes import ModelSize
+from alignkd.vlm.kernels.choice import Kernels
 
 MIB = 1 << 20
 # float32 copies of a chunk of logits that the losses of the student hold
 HEAD_COPIES = 6
+# bytes that belong to the float32 master weight of a trained weight, beside the weight itself
+BESIDE_WEIGHTS = {"float32": 0, "bfloat16": 2, "float16": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """Bytes of optimiser and gradients on a device.
+
+    Attributes:
+        optimiser: master weights and moments.
+        buckets: buffers of ZeRO-2, which are freed before the optimiser step.
+        gradients: those of a backward pass, at its end or on their way to the sums.
+        sums: sums over micro-batches.
+        early: the sums exist while activations do: an earlier micro-batch made them, or the first full bucket.
+        step: gradients during the optimiser step.
+    """
+
+    optimiser: int
+    buckets: int
+    gradients: int
+    sums: int
+    early: bool
+    step: int
 
 
 def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     """The memory of training, by part and at its peak."""
-    e, trained = ELEMENT[load.dtype], trained_parameters(model, load)
-    share = -(-trained // load.devices)
     weights = (
         student_weight_bytes(model, load)
         + (2 * teacher_head(model, load) if load.hidden_logits else 0)
         + load.stem_weights
     )
-    parts = {"weights": weights, "buckets": e * min(MAX_BUCKET, trained)}
-    # the largest parameter's gradient, and its copy: on the way to the host, or to where gradients are added up
-    passing_by = 2 * e * largest_trained(model, load)
-    if not load.offload:
-        parts["optimiser"] = STATE_BYTES * share
-    if load.sums_in_float32:
-        parts["gradients"], accumulated = passing_by, 4 * share  # one flat buffer, which AdamW reads directly
-        step = accumulated
-    elif load.offload:
-        parts["gradients"], accumulated, step = passing_by, 0, 0
-    else:
-        parts["gradients"] = e * share
-        accumulated = e * share if load.accumulates else 0
-        # the gradients in their own dtype, flattened, and in float32 for AdamW; buckets are freed before
-        step = 2 * e * share + (4 * share if e == 2 else 0)
-    if accumulated:
-        parts["sums of gradients"] = accumulated
+    state = _in_plain_torch(model, load) if load.in_plain_torch else _under_zero(model, load)
     kept, inside = _activations(model, load)
     (head, logits), (attention, rows) = _head(model, load), _attention(model, load)
     # losses end before the backward pass of the layers; gradients appear while activations are freed
     # a chunk of logits has ended before one of attention rows begins
     losses = head + attention + max(logits, rows)
-    passing = max(kept + max(inside, losses), parts["gradients"], load.stem_pass)
-    standing = weights + parts.get("optimiser", 0)
-    # sums exist before the backward pass if an earlier one made them, otherwise from the first full bucket on
-    meets_activations = load.accumulates or trained > MAX_BUCKET
-    on_the_way = parts["buckets"] + (accumulated + passing if meets_activations else max(accumulated, passing))
-    peak = standing + max(on_the_way, step)
+    passing = max(kept + max(inside, losses), state.gradients, load.stem_pass)
+    on_the_way = state.buckets + (state.sums + passing if state.early else max(state.sums, passing))
+    peak = weights + state.optimiser + max(on_the_way, state.step)
     host_parts, host = host_bytes(model, load)
-    parts |= {"activations": kept, "a layer's backward pass": inside, "head and logits": head + logits}
-    parts |= {"attention loss": attention + rows, "stem's layers": load.stem_pass, "optimiser step": step}
+    parts = {"weights": weights, "buckets": state.buckets, "optimiser": state.optimiser, "gradients": state.gradients}
+    parts |= {"sums of gradients": state.sums, "activations": kept, "a layer's backward pass": inside}
+    parts |= {"head and logits": head + logits, "attention loss": attention + rows, "stem's layers": load.stem_pass}
+    parts |= {"optimiser step": state.step}
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 
-def layer_bytes(size: ModelSize, dtype: str) -> int:
-    """Bytes that one decoder layer keeps per token for the backward pass; a test compares them with torch's own count.
+def _in_plain_torch(model: ModelShapes, load: StudentLoad) -> _State:
+    """The engine for one device, which keeps of master weights only what the weights do not have."""
+    e, trained, largest = load.element, trained_parameters(model, load), largest_trained(model, load)
+    optimiser = moment_bytes(model, load) + BESIDE_WEIGHTS[load.dtype] * trained
+    gradients, sums = (e * largest, e * trained) if load.accumulates else (e * trained, 0)
+    # float32 copies of weights and gradients, of some tensors at a time
+    copied = 4 * min(trained, max(largest, ELEMENTS_AT_ONCE)) if e == 2 else 0
+    step = e * trained + 2 * copied
+    if load.sums_in_float32:
+        sums = 4 * trained
+        step = sums + copied
+    return _State(
+        optimiser=optimiser, buckets=0, gradients=gradients, sums=sums, early=load.accumulates, step=step
+    )  # fmt: skip
+
+
+def _under_zero(model: ModelShapes, load: StudentLoad) -> _State:
+    """ZeRO-2: every device has a share of master weights, moments and gradients, or none of them."""
+    e, trained = load.element, trained_parameters(model, load)
+    share = -(-trained // load.devices)
+    optimiser = 0 if load.offload else 4 * share + -(-moment_bytes(model, load) // load.devices)
+    # the largest parameter's gradient, and its copy: on the way to the host, or to where gradients are added up
+    gradients, sums, step = 2 * e * largest_trained(model, load), 0, 0
+    if load.sums_in_float32:
+        sums = step = 4 * share  # one flat buffer, which AdamW reads directly
+    elif not load.offload:
+        gradients = e * share
+        sums = e * share if load.accumulates else 0
+        # the gradients in their own dtype, flattened, and in float32 for AdamW; buckets are freed before
+        step = 2 * e * share + (4 * share if e == 2 else 0)
+    return _State(
+        optimiser=optimiser,
+        buckets=e * min(MAX_BUCKET, trained),
+        gradients=gradients,
+        sums=sums,
+        early=load.accumulates or trained > MAX_BUCKET,
+        step=step,
+    )
+
+
+def layer_bytes(size: ModelSize, dtype: str, kernels: Kernels = "torch") -> int:
+    """Bytes that one decoder layer keeps per token for the backward pass; tests compare them with torch's own count.
 
     16 bits: 16 D + 4 D_q + 4 D_kv + 8 I + 4 H + 8: both norms keep their float32 input; inputs of the projections,
     queries, keys, values, output of the attention; gate, its activation, up, their product.
     float32: 24 D + 8 D_q + 8 D_kv + 16 I + 4 H + 8.
     Further norms keep at most 8 bytes per value.
+    With Liger, e bytes per value: e (4 D + 2 D_q + 2 D_kv + 3 I) + 4 H + 8: norms keep their input and output, the MLP
+    gate, up and their product. Compiled layers count as uncompiled ones; they keep no more.
     """
     D, inner, H = size.hidden_size, size.intermediate_size, size.num_heads
     queries, keys = H * size.head_dim, size.num_key_value_heads * size.head_dim
+    if kernels == "liger":
+        values = 4 * D + 2 * queries + 2 * keys + 3 * inner + size.more_norms
+        return ELEMENT[dtype] * values + 4 * H + 8
     if ELEMENT[dtype] == 2:
         return 16 * D + 4 * queries + 4 * keys + 8 * inner + 4 * H + 8 + 8 * size.more_norms
     return 24 * D + 8 * queries + 8 * keys + 16 * inner + 4 * H + 8 + 8 * size.more_norms
@@ -86,7 +139,7 @@ def teacher_head(model: ModelShapes, load: StudentLoad) -> int:
 def _activations(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     """Bytes that the forward pass keeps, and bytes that the backward pass of one layer needs in addition."""
     e, size = ELEMENT[load.dtype], model.size
-    tokens, layer = load.passes * load.micro_batch * load.length, layer_bytes(size, load.dtype)
+    tokens, layer = load.passes * load.micro_batch * load.length, layer_bytes(size, load.dtype, load.kernels)
     patches = round(model.patches_of(load.vision or model.image.tokens))
     kept = size.num_layers * (e * size.hidden_size if load.gradient_checkpointing else layer) * tokens
     # spliced input, output, float32 copy of the last norm

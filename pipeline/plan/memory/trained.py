@@ -2,13 +2,17 @@
 
 from alignkd.pipeline.plan.memory.loads import StudentLoad
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
+from alignkd.student_train.engine.optimizers.blocks import BLOCK
+from alignkd.student_train.engine.parameter_groups import SMALLEST_IN_8_BITS
 from alignkd.student_train.trained.counts import TrainedCounts, trained_counts
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.sizes import ModelSize
 from alignkd.vlm.weights.bitsandbytes import NF4_BLOCK
 
-# float32 master weight and two moments of a trained parameter, in memory and in a checkpoint
-STATE_BYTES = 12
+# float32 master weight and two moments of a trained parameter in a checkpoint
+CHECKPOINT_BYTES = 12
+# two moments of a value in float32, and in 8 bits with their share of the scales
+MOMENT_BYTES, MOMENT_BYTES_IN_8_BITS = 8, 2 + 2 * 4 / BLOCK
 # bytes of a weight in nf4: four bits, and its share of a float32 scale
 _NF4_BYTES = 1 / 2 + 4 / NF4_BLOCK
 
@@ -41,6 +45,22 @@ def group_sizes(model: ModelShapes, load: StudentLoad) -> list[int]:
 def trained_parameters(model: ModelShapes, load: StudentLoad) -> int:
     """Number of trained parameters, adapters included."""
     return sum(group_sizes(model, load))
+
+
+def moment_bytes(model: ModelShapes, load: StudentLoad) -> int:
+    """Bytes of both moments of all trained parameters.
+
+    With `adamw_8bit`, embeddings and small tensors keep float32; a projector is taken for one tensor.
+    """
+    trained = trained_parameters(model, load)
+    if load.optimizer != "adamw_8bit":
+        return MOMENT_BYTES * trained
+    tensors = [*decoder_tensors(model, load), counts_of(model, load).projector]
+    tensors += [size for name, size in adapter_parameters(model, load).items() if getattr(load, name)]
+    in_float32 = sum(size for size in tensors if size < SMALLEST_IN_8_BITS)
+    if trains_head(load.trained):
+        in_float32 += model.size.vocab_size * model.size.hidden_size
+    return round(MOMENT_BYTES * in_float32 + MOMENT_BYTES_IN_8_BITS * (trained - in_float32))
 
 
 def trains_head(config: TrainedConfig) -> bool:

@@ -25,21 +25,29 @@ QUANTISED_SHARE = {"none": 1.0, "int8": 0.5, "nf4": 0.7}
 
 
 def hours_by_device(
-    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes | None, *, stem_depth: int
+    config: RunConfig,
+    data: DataSize,
+    teacher: ModelShapes,
+    student: ModelShapes | None,
+    *,
+    stem_depth: int,
+    padding: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
     """Device -> phase -> hours on one such device, by arithmetic.
 
     Args:
         stem_depth: depth of the stem, if training takes targets from one.
+        padding: padded / real positions of the phases `dump` and `train`.
     """
     assert config.teacher is not None
-    dump = forward_flops(teacher, **_sample_shape(data)) * data.num_records
+    shape = _sample_shape(data, padding["dump"])
+    dump = forward_flops(teacher, **shape) * data.num_records
     if config.store.counterfactual is not None:
-        dump += _second_pass(teacher, _sample_shape(data)) * float((data.rows.images > 0).mean()) * data.num_records
+        dump += _second_pass(teacher, shape) * float((data.rows.images > 0).mean()) * data.num_records
     share = TEACHER_SHARE * QUANTISED_SHARE[config.teacher.quantization]
     found = {name: {"dump": hours(dump, device, share)} for name, device in DEVICES.items()}
     if student is not None and config.train is not None:
-        training = _of_data(config, data, teacher, student, stem_depth)
+        training = _of_data(config, data, teacher, student, stem_depth, padding["train"])
         for name, device in DEVICES.items():
             found[name]["train"] = training_hours(config, training, device)
     return found
@@ -50,9 +58,10 @@ def hours(flops: float, device: Device, share: float, devices: int = 1) -> float
     return flops / (device.teraflops * 1e12 * share * devices) / 3600
 
 
-def _sample_shape(data: DataSize) -> dict[str, float]:
+def _sample_shape(data: DataSize, padding: float) -> dict[str, float]:
+    """An average sample, padded."""
     return {
-        "tokens": data.mean("length"),
+        "tokens": padding * data.mean("length"),
         "images": data.mean("images"),
         "supervised": data.mean("supervised"),
         "vision": data.mean("vision"),
@@ -67,7 +76,7 @@ def training_operations(
     Of an extension, the added steps count. If the run that it extends has no state yet, all steps count.
 
     Args:
-        shape: `tokens`, `images`, `supervised` and `vision` of an average sample.
+        shape: `tokens`, padding included, `images`, `supervised` and `vision` of an average sample.
         per_pass: samples of one pass over the data, without those that are held out.
         held_out: samples that `validation.share` holds out.
         stem: operations per sample that compute targets from the stem.
@@ -111,10 +120,12 @@ def training_hours(config: RunConfig, operations: float, device: Device) -> floa
     return hours(operations, device, STUDENT_SHARE * QUANTISED_SHARE[config.student.quantization])
 
 
-def _of_data(config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes, stem_depth: int) -> float:
+def _of_data(
+    config: RunConfig, data: DataSize, teacher: ModelShapes, student: ModelShapes, stem_depth: int, padding: float
+) -> float:
     """`training_operations` of a store that holds these data."""
     assert config.train is not None
-    shape, stem = _sample_shape(data), 0.0
+    shape, stem = _sample_shape(data, padding), 0.0
     share = (config.train.validation.share if config.train.validation else None) or 0.0
     if takes_from_stem(config):
         of_sample = {name: shape[name] for name in ("tokens", "images", "vision")}

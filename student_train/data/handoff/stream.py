@@ -6,7 +6,7 @@ shared memory (`slots.py`), which this process selects when it requests the valu
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,8 @@ def _end(loader: Any) -> None:
 class FromWorkers(Iterator[Any]):
     """`make(number)` for each number in order, made by `workers` processes.
 
+    A number may be any value that can be pickled. It is taken when a worker is free for it.
+
     They are forked at construction and start at once. A forked process keeps the memory of its parent: every page that
     the parent writes later exists twice or more often. So create the workers before the process allocates much memory.
 
@@ -60,7 +62,7 @@ class FromWorkers(Iterator[Any]):
         TrainError: /dev/shm is too small; while iterating, if `make` raised a TrainError or a worker was killed.
     """
 
-    def __init__(self, make: Callable[[int], Any], numbers: range, workers: int) -> None:
+    def __init__(self, make: Callable[[Any], Any], numbers: Iterable[Any], workers: int) -> None:
         check_shared_memory(workers)
         self._workers, self._slots = workers, SharedSlots(PREFETCHED * workers + IN_USE)
         slots = self._slots
@@ -126,10 +128,10 @@ class _Handed:
 class _HandedOver(Dataset[_Handed | str]):
     """Writes the value of a (number, slot) into that slot; runs in a worker."""
 
-    def __init__(self, make: Callable[[int], Any], slots: SharedSlots) -> None:
+    def __init__(self, make: Callable[[Any], Any], slots: SharedSlots) -> None:
         self.make, self.slots = make, slots
 
-    def __getitem__(self, request: tuple[int, int | None]) -> _Handed | str:
+    def __getitem__(self, request: tuple[Any, int | None]) -> _Handed | str:
         number, slot = request
         try:
             packed = PackedBatch(self.make(number))

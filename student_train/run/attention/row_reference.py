@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from alignkd.student_train.data.batch import TrainBatch
+from alignkd.student_train.data.division import Division
 from alignkd.student_train.data.held_out import fixed_subset
 from alignkd.student_train.data.loader import load_batch
 from alignkd.student_train.errors import TrainError, unreadable, writing
@@ -102,12 +103,13 @@ def _read(path: Path, match: AttentionMatch) -> list[RowReference]:
 def _batches(plan: RunPlan, student: DistilledStudent, positions: NDArray[np.int64]) -> Iterator[TrainBatch]:
     """Batches with the teacher's attention on the device."""
     lookup, device = stem_lookup(plan.reader, plan.config), plan.ranks.device
-    size = plan.config.micro_batch
-    starts = range(0, len(positions), size)
-    for start in tqdm(starts, desc="row weights", unit="batch", leave=False, disable=not sys.stderr.isatty()):
+    # taken to be of equal length: they are few, and their order stays
+    lengths = np.full(len(positions), plan.samples.lengths[positions].max())
+    parts = Division(positions, lengths, plan.config.micro_batch_limit, world_size=1).of_rank(0)
+    for part in tqdm(parts, desc="row weights", unit="batch", leave=False, disable=not sys.stderr.isatty()):
         batch = load_batch(
             plan.samples,
-            positions[start : start + size],
+            part,
             targets=["attention"],
             stem=lookup,
             attention=chosen_attention(plan.reader, plan.attention),

@@ -216,9 +216,42 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
         assert train.learning_rate == batches[train.global_batch]
         assert train.projector_learning_rate == rates[train.global_batch]
         assert (train.warmup_ratio, train.weight_decay, train.epochs, train.preset) == (0.03, 0.0, 1.0, "paper")
-        assert train.offload_optimizer == train.gradient_checkpointing == ("rtx" in name)
+        assert train.optimizer == ("adamw_8bit" if "rtx" in name else "adamw") and not train.gradient_checkpointing
         for world_size in (1,) if "rtx" in name else (1, 2, 4, 8):
             assert train.accumulation_steps(world_size) >= 1
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("short-rtx3090", 240), ("long-rtx3090", 500)])
+def test_memory_in_a_recipe_is_that_of_its_plan(
+    name: str, tokens: int, in_process: Callable[..., Result], tmp_path: Path
+) -> None:
+    """On the card and on the host, and with other optimisers where the comment names them."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(name))
+    data = ("--samples", 1_200_000, "--mean-tokens", tokens, "--disk", "9TB", "--host-memory", "32GB")
+    plan = json.loads(in_process("plan", path, "--stage", "pretrain", *data, "--json").stdout)
+    text = " ".join(recipe_text(name).replace("\n#", " ").split())
+
+    def told(pattern: str) -> float:
+        found = re.search(pattern.replace("N", r"([\d.]+) GiB"), text)
+        assert found is not None, pattern
+        return float(found[1])
+
+    assert told("together, at most N") == pytest.approx(plan["student_memory_bytes"] / 2**30, abs=0.06)
+    assert told("The host needs N") == pytest.approx(plan["student_host_bytes"] / 2**30, abs=0.06)
+    assert plan["fits"] and plan["gpu_memory_bytes"] == 24 << 30 and plan["faster"] is None
+    others = {
+        (row["optimizer"], row["gradient_checkpointing"]): row
+        for row in plan["student_memory_table"]
+        if row["devices"] == 1
+    }
+    told_of_adamw = told("which computes each layer twice: N")
+    assert told_of_adamw == pytest.approx(others["adamw", True]["bytes"] / 2**30, abs=0.06)
+    offloaded = others["adamw_offload", True]
+    assert told("adamw_offload with gradient_checkpointing takes N") == pytest.approx(
+        offloaded["bytes"] / 2**30, abs=0.06
+    )
+    assert told("and N of the host") == pytest.approx(offloaded["host_bytes"] / 2**30, abs=0.06)
 
 
 @pytest.mark.parametrize("name", sorted(recipe_titles()))

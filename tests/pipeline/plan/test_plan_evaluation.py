@@ -61,7 +61,7 @@ def planned(alignkd_here: Alignkd, tmp_path: Path) -> Callable[..., Any]:
         "teacher": {"checkpoint": "mtgv/MobileVLM_V2-7B", **model},
         "student": {"checkpoint": "mtgv/MobileVLM_V2-1.7B", **model},
         "store": {"path": str(tmp_path / "store"), "profile": "stem"},
-        "train": {"output": str(tmp_path / "out"), "steps": 100, "micro_batch": 1, "offload_optimizer": True},
+        "train": {"output": str(tmp_path / "out"), "steps": 100, "micro_batch": 1, "optimizer": "adamw_offload"},
     }
 
     def plan(*options: str, page: bool = False, **section: Any) -> Any:

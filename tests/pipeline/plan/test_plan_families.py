@@ -17,6 +17,7 @@ import tiny_families
 import torch
 from chosen_families import chosen
 from click.testing import CliRunner
+from kept_bytes import saved_bytes
 from teacher_batches import LiveBytes, load_of, stored_bytes
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -180,24 +181,6 @@ def png(image: Any) -> bytes:
     return file.getvalue()
 
 
-def kept_bytes(decoder: Any, embeddings: Tensor) -> int:
-    """What a forward pass keeps for the backward one, parameters apart; shared memory counts once."""
-    storages: dict[int, int] = {}
-    kept = []
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # alive, so that no other tensor gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoder(inputs_embeds=embeddings, use_cache=False)
-    return sum(storages.values())
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", TESTED)
 def test_a_layer_keeps_about_what_torch_keeps(name: str, dtype: str, checkpoint: Callable[..., Path]) -> None:
@@ -212,7 +195,7 @@ def test_a_layer_keeps_about_what_torch_keeps(name: str, dtype: str, checkpoint:
         model = AutoModelForImageTextToText.from_config(config).to(getattr(torch, dtype))
         assert len(layers_of(model)) == layers
         embeddings = torch.randn(1, tokens, size.hidden_size).to(getattr(torch, dtype)).requires_grad_()
-        counted[layers] = kept_bytes(model.get_decoder(), embeddings)
+        counted[layers] = saved_bytes(model.get_decoder(), embeddings)
     assert layer_bytes(size, dtype) == pytest.approx((counted[3] - counted[1]) / 2 / tokens, rel=0.12)
 
 

@@ -14,7 +14,9 @@ from alignkd.pipeline.plan.make import make_plan
 from alignkd.pipeline.plan.memory import host as plan_host
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.student_train import trainer
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.zero.engine import ZeroEngine
 from alignkd.teacher_dump.dump import dump
 from alignkd.vlm.families.mobilevlm.model.config import load_config, parse_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
@@ -50,7 +52,7 @@ def test_training_takes_the_host_memory_that_was_planned(
     """On a CPU, where nothing is pinned: within 15 %; a data worker holds none of it, also after the first step."""
     config = write_config(
         student={"checkpoint": str(wider_student(golden, tmp_path / "wide")), "dtype": "bfloat16"},
-        train={"steps": 1, "micro_batch": 1, "global_batch": 2, "offload_optimizer": True, "data_workers": 1,
+        train={"steps": 1, "micro_batch": 1, "global_batch": 2, "optimizer": "adamw_offload", "data_workers": 1,
                "tensorboard": False, "losses": {"supervised": 1.0, "logit": 0.0,
                "attention": 0.0, "vision_all": 0.0, "vision_top": 0.0}},
     )  # fmt: skip
@@ -63,26 +65,26 @@ def test_training_takes_the_host_memory_that_was_planned(
 
     before = anonymous_bytes()
     others, grown, worker = set(multiprocessing.active_children()), [0, 0], [0]
-    real_step = Engine.end_micro_batch
+    real_step = ZeroEngine.end_micro_batch
 
     def engine(student: Any, *arguments: Any, **options: Any) -> Engine:
         smallest = torch.nn.Module()  # what the first engine of a process imports is no part of its state
         smallest.model = torch.nn.Linear(2, 2)
         smallest.model.projector_prefixes = ()
-        Engine(cast(Any, smallest), *arguments, **options)
+        build_engine(cast(Any, smallest), *arguments, **options)
         grown[0] = anonymous_bytes()
-        made = Engine(student, *arguments, **options)
+        made = build_engine(student, *arguments, **options)
         grown[1] = anonymous_bytes()
         return made
 
-    def step(self: Engine, factor: float) -> Any:
+    def step(self: ZeroEngine, factor: float) -> Any:
         outcome = real_step(self, factor)
         (child,) = set(multiprocessing.active_children()) - others
         worker[0] = anonymous_bytes(child.pid or 0)
         return outcome
 
-    monkeypatch.setattr(trainer, "Engine", engine)
-    monkeypatch.setattr(Engine, "end_micro_batch", step)
+    monkeypatch.setattr(trainer, "build_engine", engine)
+    monkeypatch.setattr(ZeroEngine, "end_micro_batch", step)
     trainer.train(run.train_job())
     assert grown[1] - grown[0] == pytest.approx(state, rel=0.15)
     # What its parent had before there was a model, and what the plan counts for a worker; less than the state alone.

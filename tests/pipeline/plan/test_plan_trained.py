@@ -1,6 +1,7 @@
 """What a plan counts as trained against real students: parameters, tensors and bytes of weights."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from alignkd.pipeline.plan.memory.trained import (
     weight_gradient_share,
 )
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.engine.zero_config import parameter_groups
+from alignkd.student_train.distributed.ranks import start_ranks
+from alignkd.student_train.engine.one_device.engine import OneDeviceEngine
+from alignkd.student_train.engine.optimizers.blocks import Blocks
+from alignkd.student_train.engine.parameter_groups import parameter_groups
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
@@ -89,11 +93,32 @@ def test_frozen_weights_take_memory_and_no_state(choice: str) -> None:
     student, load = student_of(trained, losses), load_of(trained, losses)
     found = student_memory(MODEL, load)
     assert found.parts["weights"] == 2 * sum(value.numel() for value in student.parameters())
-    assert found.parts["optimiser"] == 12 * trained_parameters(MODEL, load)
-    offloaded = offloaded_bytes(MODEL, load_of(trained, losses, offload=True))
+    assert found.parts["optimiser"] == 10 * trained_parameters(MODEL, load)
+    several = student_memory(MODEL, load_of(trained, losses, devices=2))
+    assert several.parts["optimiser"] == pytest.approx(12 * trained_parameters(MODEL, load) / 2, abs=8)
+    offloaded = offloaded_bytes(MODEL, load_of(trained, losses, optimizer="adamw_offload"))
     assert offloaded["moments of AdamW"] == 8 * trained_parameters(MODEL, load)
     everything = student_memory(MODEL, load_of(TrainedConfig(), LossConfig()))
     assert choice == "all" or found.peak < everything.peak
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_state_is_that_of_a_real_engine_for_one_device(optimizer: Any, dtype: str, tmp_path: Path) -> None:
+    """Beside the weights themselves: moments, and what bfloat16 weights lack of their masters."""
+    if optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    torch.manual_seed(0)
+    student = DistilledStudent(MobileVLM(CONFIG), Adapters(heads=(32, 4), hidden_sizes=(4096, 64)), LossConfig())
+    config = TrainConfig(output=tmp_path, steps=1, optimizer=optimizer)
+    engine = OneDeviceEngine(student, config, dtype=getattr(torch, dtype), ranks=start_ranks())
+    held = [value for state in engine._optimizer.state.values() for value in state.values()]
+    blocks = [part for value in held if isinstance(value, Blocks) for part in (value.codes, value.scales)]
+    moments = [*blocks, *(value for value in held if isinstance(value, torch.Tensor) and value.dim())]
+    expected = sum(value.nbytes for value in [*moments, *engine._masters._rests.values()])
+    load = load_of(TrainedConfig(), LossConfig(), dtype=dtype, optimizer=optimizer)
+    # a projector is taken for one tensor
+    assert student_memory(MODEL, load).parts["optimiser"] == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -1,6 +1,7 @@
 """`alignkd report` on metrics written here, whose figures are known."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ def write_run(folder: Path, losses: list[float | None], *, finished: bool = True
             "seconds": 0.5 * step,
             "wait_share": 0.01,
             "tokens_per_second": 1000.0,
+            "padding": 1.0 + step / 8,
             "peak_memory_mib": 100.0 + step,
             "samples_one_image": 3,
             "samples_text_only": 1,
@@ -54,12 +56,9 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert run.samples_by_kind == {"one_image": 12, "text_only": 4}
     assert run.curves["loss"] == [(1, 4.0), (3, 3.0), (4, 1.5)]  # a skipped step has no loss
     assert run.final == pytest.approx({"loss": 1.5, "supervised": 1.5, "attention": 0.3})
-    assert (run.seconds_per_step, run.tokens_per_second, run.wait_share, run.peak_memory_mib) == (
-        1.25,
-        1000.0,
-        0.01,
-        104.0,
-    )
+    assert (run.seconds_per_step, run.tokens_per_second, run.padding) == (1.25, 1000.0, 1.3125)
+    assert (run.wait_share, run.peak_memory_mib) == (0.01, 104.0)
+    assert re.search(r"padded / real positions +1\.312", plain_table([run]))
 
 
 def test_half_a_line_of_a_running_run_is_left_alone(tmp_path: Path) -> None:

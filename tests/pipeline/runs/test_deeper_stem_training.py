@@ -91,7 +91,8 @@ def test_weights_of_rows_are_those_of_stored_attention(write: WriteConfig, weigh
         config = write(name, store=of_layers([0, 2], codec), train={"losses": chosen})
         dumped(config)
         found.append(trained(config))
-    assert_same_losses(*found)
+    # weights multiply the rounding of the losses, which are sums of 1e-5
+    assert_same_losses(*found, relative=5e-6)
     losses = {"attention_layers": {0: 0, 1: 2}}
     plain = write("plain", store=of_layers([0, 2], "float32"), train={"losses": losses, "steps": 1})
     dumped(plain)

@@ -64,7 +64,7 @@ def test_plan_train_and_report(
     assert "3 samples per pass" in planned.stdout and "3 steps see 15 samples" in planned.stdout
     as_json = json.loads(alignkd_here("plan", config, "--json").stdout)
     assert as_json["samples_per_pass"] == 3 and as_json["student_memory_bytes"] > 0
-    assert as_json["hours"]["rtx3090"]["train"] > 0 and len(as_json["student_memory_table"]) == 16
+    assert as_json["hours"]["rtx3090"]["train"] > 0 and len(as_json["student_memory_table"]) == 24
 
     trained = alignkd_prepared("train", config)
     assert trained.returncode == 0, trained.stderr

@@ -52,15 +52,6 @@ def test_global_batches_are_slices_of_the_endless_stream(num_samples: int, quart
     assert SampleOrder(num_samples, 7, batch).global_batch_indices(step).tolist() == expected
 
 
-def test_any_number_of_ranks_sees_the_same_global_batches() -> None:
-    order = SampleOrder(37, seed=3, global_batch=8)
-    for step in range(15):
-        whole = order.global_batch_indices(step)
-        for world_size in (1, 2, 4, 8):
-            parts = [order.rank_slice(step, rank, world_size) for rank in range(world_size)]
-            assert np.stack(parts, axis=1).reshape(-1).tolist() == whole.tolist()
-
-
 def test_resuming_at_any_step_continues_the_unbroken_run() -> None:
     unbroken = SampleOrder(11, seed=3, global_batch=4)
     run = [unbroken.global_batch_indices(step).tolist() for step in range(25)]
@@ -74,13 +65,6 @@ def test_every_epoch_trains_on_every_sample_once() -> None:
     for epoch in range(3):
         seen = np.concatenate([order.global_batch_indices(3 * epoch + step) for step in range(3)])
         assert np.sort(seen).tolist() == list(range(12))
-
-
-def test_ranks_that_cannot_share_a_batch_are_refused() -> None:
-    order = SampleOrder(10, seed=0, global_batch=4)
-    for rank, world_size in ((0, 3), (2, 2), (-1, 2)):
-        with pytest.raises(ValueError, match=f"rank {rank} of {world_size} for a global batch of 4"):
-            order.rank_slice(0, rank, world_size)
 
 
 @pytest.mark.parametrize(("num_samples", "global_batch"), [(0, 4), (4, 0)])

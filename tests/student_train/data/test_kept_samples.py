@@ -14,6 +14,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data import loader
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.kept_samples import KeptSamples
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
@@ -42,7 +43,8 @@ def batches_of(dataset: CachedDataset, *, steps: int, workers: int = 0, world_si
     config = TrainConfig(output=Path(), steps=steps, micro_batch=2, global_batch=2 * world_size, data_workers=workers)
     order = SampleOrder(len(dataset), config.seed, config.global_batch_size(world_size))
     ranks = Ranks(0, world_size, torch.device("cpu"))
-    return micro_batches(dataset, order, config, ranks, first_step=0)  # type: ignore[arg-type]  # has what is read
+    divisions = Divisions(order, dataset.lengths, config.micro_batch_limit, world_size)
+    return micro_batches(dataset, divisions, config, ranks, first_step=0)  # type: ignore[arg-type]  # has what is read
 
 
 def steps_of(dataset: CachedDataset, passes: int) -> int:

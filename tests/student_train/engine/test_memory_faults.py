@@ -38,19 +38,25 @@ def run(error: BaseException, **settings: Any) -> None:
 )
 def test_the_line_names_what_is_not_set_yet(error: BaseException) -> None:
     with pytest.raises(TrainError) as stopped:
-        run(error, micro_batch=4, offload_optimizer=True)
+        run(error, micro_batch=4, optimizer="adamw_8bit")
     message = str(stopped.value)
     assert (
         re.search("out of (host )?memory", message)
         and "lower train.micro_batch (now 4;" in message
         and "\n" not in message
     )
-    assert "set train.gradient_checkpointing to true" in message and "offload_optimizer" not in message
+    assert "set train.gradient_checkpointing to true" in message
+    assert "set train.optimizer to adamw_offload (now adamw_8bit)" in message
     assert message.endswith("`alignkd plan CONFIG` shows what fits")
     with pytest.raises(
-        TrainError, match=r"\); set train\.gradient_checkpointing|memory; set train\.gradient_checkpointing"
+        TrainError, match=r"(\)|memory); set train\.optimizer to adamw_8bit or adamw_offload \(now adamw\)"
     ):
         run(error, micro_batch=1)
+    with pytest.raises(TrainError, match=r"; lower train\.token_budget \(now 8192\), set train\.optimizer"):
+        run(error, token_budget=8192, global_batch=4)
+    with pytest.raises(TrainError) as stopped:
+        run(error, optimizer="adamw_offload")
+    assert "train.optimizer" not in str(stopped.value)
 
 
 def test_other_errors_pass_and_training_is_covered() -> None:

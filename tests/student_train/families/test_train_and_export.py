@@ -90,7 +90,7 @@ def test_in_bfloat16_with_everything_that_saves_memory(
             name,
             output=exact.train.output.with_name("half"),
             gradient_checkpointing=True,
-            offload_optimizer=True,
+            optimizer="adamw_offload",
             **settings,
         ),
         dtype="bfloat16",

@@ -14,7 +14,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets
 from alignkd.student_train.distributed.ranks import start_ranks
-from alignkd.student_train.engine.engine import Engine
+from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.settings import LossConfig
@@ -63,7 +63,7 @@ def run(job: TrainJob, dataset: CachedDataset, prepare: Callable[[TrainBatch], T
     ranks = start_ranks()
     student = build_student(job, job.open_student(), dataset.reader)
     counts = GlobalCounts([dataset.reader], student.model.config, LossConfig().weights)
-    engine = Engine(student, job.train, dtype=torch.float32, ranks=ranks)
+    engine = build_engine(student, job.train, dtype=torch.float32, ranks=ranks)
     order = SampleOrder(len(dataset), seed=0, global_batch=job.train.micro_batch)
     lines = []
     for step in range(STEPS):

@@ -9,8 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.division import MicroBatchLimit
+from alignkd.student_train.engine.parameter_groups import parameter_groups
 from alignkd.student_train.engine.schedule import learning_rate_factor
-from alignkd.student_train.engine.zero_config import parameter_groups, zero_config
+from alignkd.student_train.engine.zero.config import zero_config
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
@@ -57,6 +59,13 @@ def test_presets_weigh_every_term() -> None:
         ({"losses": {"attention": -1.0}}, "attention"),
         ({"losses": {"supervised": 0, "logit": 0}}, "nothing trains the decoder"),
         ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        (
+            {"micro_batch": 4, "token_budget": 4096, "global_batch": 8},
+            "give micro_batch or token_budget, found micro_batch 4 and token_budget 4096; set one of them to null",
+        ),
+        ({"micro_batch": None}, "give micro_batch or token_budget, found neither; set one of them"),
+        ({"token_budget": 4096}, "token_budget is 4096, but global_batch is not given"),
+        ({"token_budget": 0, "global_batch": 8}, "token_budget"),
     ],
 )
 def test_what_cannot_be_is_refused(values: dict[str, Any], named: str) -> None:
@@ -69,6 +78,17 @@ def test_global_batch_and_accumulation() -> None:
     assert config(micro_batch=4, global_batch=32).accumulation_steps(2) == 4
     with pytest.raises(ValueError, match="global_batch 12 is not a multiple of micro_batch 4 x 2 devices = 8"):
         config(micro_batch=4, global_batch=12).global_batch_size(2)
+
+
+def test_a_token_budget_replaces_the_micro_batch() -> None:
+    budget = config(token_budget=4096, global_batch=12)
+    assert (budget.micro_batch, budget.micro_batch_limit) == (None, MicroBatchLimit(positions=4096))
+    assert config().micro_batch_limit == MicroBatchLimit(samples=8)
+    assert TrainConfig.model_validate(budget.model_dump(mode="json")) == budget
+    assert (budget.global_batch_size(4), budget.accumulation_steps(4)) == (12, 3)
+    assert budget.accumulates(4) and not budget.accumulates(12)
+    with pytest.raises(ValueError, match="global_batch 12 is not a multiple of 5 devices; change one of them"):
+        budget.global_batch_size(5)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +152,7 @@ def test_zero_settings(student: DistilledStudent) -> None:
 def test_sums_of_gradients_are_float32_where_there_is_a_sum(
     student: DistilledStudent, dtype: torch.dtype, offload: bool, global_batch: int, float32: bool
 ) -> None:
-    made = config(micro_batch=2, global_batch=global_batch, offload_optimizer=offload)
+    made = config(micro_batch=2, global_batch=global_batch, optimizer="adamw_offload" if offload else "adamw")
     settings = zero_config(student, made, dtype, 1, pin_memory=True)
     assert (settings.get("data_types") == {"grad_accum_dtype": "fp32"}) is float32
     assert settings["zero_optimization"].get("offload_optimizer", {}).get("pin_memory", False) is offload

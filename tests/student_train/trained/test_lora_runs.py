@@ -140,7 +140,7 @@ def test_checkpoints_without_the_keys_are_those_of_all(
 def test_in_bfloat16_masters_are_float32(many_store: Path, make_job: MakeJob, tmp_path: Path) -> None:
     """Everything that saves memory at once; LoRA is saved with the precision of its master weights."""
     job = make_job(
-        many_store, steps=3, micro_batch=2, global_batch=4, gradient_checkpointing=True, offload_optimizer=True,
+        many_store, steps=3, micro_batch=2, global_batch=4, gradient_checkpointing=True, optimizer="adamw_offload",
         dtype="bfloat16", learning_rate=1e-3, projector_learning_rate=1e-4,
     )  # fmt: skip
     result = train(with_lora(job, **DROPOUT))

@@ -14,7 +14,7 @@ from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import Answers, DataSet
 
 MakeGenerateJob = Callable[..., GenerateJob]
-TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers")
+TEACHER_SETTINGS = ("batch", "token_budget", "window", "data_workers", "kernels")
 
 
 def without_answers(entry: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from alignkd.vlm.families.huggingface.model.head import head_of
 from alignkd.vlm.families.huggingface.model.images import ImageEncoder
 from alignkd.vlm.families.huggingface.model.parts import (
     attention_of,
+    decoder_of,
     has_projector_inside,
     layers_of,
     projector_names,
@@ -35,6 +36,7 @@ from alignkd.vlm.families.huggingface.model.recorder import recorded_layers
 from alignkd.vlm.families.huggingface.model.tower_outputs import TowerFeatures, feature_layers, recorded_outputs
 from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 from alignkd.vlm.inputs.examples import Example
+from alignkd.vlm.kernels.layer_run import watched
 
 _TYPES_SUFFIX = "token_type_ids"
 _PICTURE = "picture_"
@@ -170,7 +172,8 @@ class HuggingFaceModel(VisionLanguageModel):
                     f"model_type {self._config.model_type!r}: attention recorded in decoder layer {number} differs "
                     f"from the layer's own by {self.unusable_layers[number]:.1e}; leave the layer out"
                 )
-        with recorded_layers([self.attention(number) for number in layers]) as recorded:
+        attentions = [self.attention(number) for number in layers]
+        with watched([self.decoder_layers[number] for number in layers]), recorded_layers(attentions) as recorded:
             yield dict(zip(layers, recorded, strict=True))
 
     def attention(self, number: int) -> nn.Module:
@@ -198,6 +201,11 @@ class HuggingFaceModel(VisionLanguageModel):
     def library_prefix(self) -> str:
         """The model of transformers is the sub-module `model`."""
         return "model."
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return decoder_of(self.model)
 
     @property
     def decoder_layers(self) -> Sequence[nn.Module]:

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from alignkd.vlm.attention.attention_rows import RowInputs, attention_rows, selected_rows
 from alignkd.vlm.attention.layer import AttentionLayer
+from alignkd.vlm.kernels.layer_run import watched
 
 
 def first_layer_attention(
@@ -90,7 +91,8 @@ def watched_layers(model: LlamaModel, numbers: Sequence[int]) -> Iterator[dict[i
         for projection, field in _projections(model, number)
     ]
     try:
-        yield layers
+        with watched([model.layers[number] for number in numbers]):
+            yield layers
     finally:
         for hook in hooks:  # before the backward pass, in which gradient checkpointing runs the layer again
             hook.remove()

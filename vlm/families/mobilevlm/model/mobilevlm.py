@@ -129,6 +129,11 @@ class MobileVLM(VisionLanguageModel):
         return ("model.mm_projector.",)
 
     @property
+    def decoder(self) -> nn.Module:
+        """LLaMA without its head."""
+        return self.model
+
+    @property
     def decoder_layers(self) -> Sequence[nn.Module]:
         """LLaMA's layers."""
         return tuple(self.model.layers)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.hardware.devices import Quantization
-from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module, keep_layout
+from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, keep_layout, quantization_library
 
 DECODER_PREFIX = "model.layers."
 FULL_PRECISION = frozenset({"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"})
@@ -45,7 +45,7 @@ class Quantizer:
         self._modules: dict[str, Any] = {}
         if kind == "none":
             return
-        self._bnb = bitsandbytes_module(kind)
+        self._bnb = quantization_library(kind)
         for name, linear in list(quantizable(model)):
             replacement = self._empty(linear)
             model.set_submodule(name, replacement)

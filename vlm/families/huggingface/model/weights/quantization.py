@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alignkd.vlm.families.huggingface.model.parts import layers_of
-from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, bitsandbytes_module, keep_layout
+from alignkd.vlm.weights.bitsandbytes import INT8_OUTLIER, NF4_BLOCK, keep_layout, quantization_library
 
 ROWS = 32  # on CPUs with AVX-512, bitsandbytes packs so many rows together
 
@@ -29,7 +29,7 @@ def quantize(model: Any, kind: Literal["int8", "nf4"], *, after: int, dtype: tor
     Raises:
         InputError: bitsandbytes is not installed or does not work here.
     """
-    library = bitsandbytes_module(kind)
+    library = quantization_library(kind)
     count = 0
     for layer in layers_of(model)[after + 1 :]:
         for name, module in list(layer.named_modules()):

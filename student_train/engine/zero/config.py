@@ -1,4 +1,4 @@
-"""DeepSpeed's settings and AdamW's parameter groups, as plain data."""
+"""DeepSpeed's settings, as plain data."""
 
 from typing import Any
 
@@ -9,8 +9,6 @@ from alignkd.student_train.objective.objective import DistilledStudent
 
 # Elements per reduction bucket: DeepSpeed allocates whole buckets, and its default takes 1 GB in bfloat16.
 MAX_BUCKET = 50_000_000
-MODEL_PREFIX = "model."
-ADAPTER_PREFIX = "adapters."
 
 
 def zero_config(
@@ -24,10 +22,11 @@ def zero_config(
     trained = sum(value.numel() for value in student.parameters() if value.requires_grad)
     bucket = min(MAX_BUCKET, trained)
     zero: dict[str, Any] = {"stage": 2, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    if config.offload_optimizer:
+    if config.offloads:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin_memory}
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
+        # For DeepSpeed's own reports. The trainer says which micro-batch is the last one of a step.
+        "train_micro_batch_size_per_gpu": config.micro_batch or 1,
         "gradient_accumulation_steps": config.accumulation_steps(world_size),
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": zero,
@@ -38,7 +37,7 @@ def zero_config(
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
     elif dtype == torch.float16:
         settings["fp16"] = {"enabled": True}
-    if sums_in_float32(config.float32_gradients, dtype, config.offload_optimizer, config.accumulates(world_size)):
+    if sums_in_float32(config.float32_gradients, dtype, config.offloads, config.accumulates(world_size)):
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
@@ -51,20 +50,3 @@ def sums_in_float32(wanted: bool, dtype: torch.dtype, offload: bool, accumulates
     needs no sum.
     """
     return wanted and dtype != torch.float32 and (accumulates or not offload)
-
-
-def parameter_groups(student: DistilledStudent, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate: projector, adapters, everything else; empty groups are left out."""
-    named = [(name, value) for name, value in student.named_parameters() if value.requires_grad]
-    projector = tuple(MODEL_PREFIX + prefix for prefix in student.model.projector_prefixes)
-    rates: dict[tuple[str, ...], float] = {
-        projector: config.learning_rate if (rate := config.projector_learning_rate) is None else rate,
-        (ADAPTER_PREFIX,): config.learning_rate if (rate := config.adapter_learning_rate) is None else rate,
-    }
-    groups: list[dict[str, Any]] = [
-        {"params": [value for name, value in named if name.startswith(prefixes)], "lr": rate}
-        for prefixes, rate in rates.items()
-    ]
-    rest = [value for name, value in named if not name.startswith((*projector, ADAPTER_PREFIX))]
-    groups.append({"params": rest, "lr": config.learning_rate})
-    return [group for group in groups if group["params"]]

@@ -1,0 +1,115 @@
+"""Which samples each micro-batch has: a pure function of the order of samples, their lengths and the limit.
+
+Losses are divided by the counts of the global batch, so every division of its samples gives the same gradient up to
+rounding. Micro-batches of similar length have the least padding. For several ranks, the samples in the order of their
+lengths are dealt out in turn: all ranks then have the same cuts, and as much to compute between two reductions of
+gradients.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignkd.storage import SampleOrder
+from alignkd.vlm.inputs.batch_cuts import largest_first, least_work_cuts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchLimit:
+    """The largest micro-batch of a rank; one of the two is given.
+
+    Attributes:
+        samples: number of samples.
+        positions: padded positions, that is samples times the longest of them; a sample that is longer is alone.
+    """
+
+    samples: int | None = None
+    positions: int | None = None
+
+    def cuts(self, lengths: Sequence[int]) -> list[int]:
+        """The place of the first sample of each micro-batch, and the number of samples; lengths are falling."""
+        if self.positions is not None:
+            return least_work_cuts(lengths, most_positions=self.positions)
+        assert self.samples is not None
+        return [*range(0, len(lengths), self.samples), len(lengths)]
+
+
+class Division:
+    """Some samples, divided among ranks and micro-batches.
+
+    Every rank has the same number of micro-batches. The one with the most padded positions comes first: if a step does
+    not fit into memory, that shows in its first micro-batch, and blocks of memory that are large enough for it serve
+    the smaller ones after it. Samples of a micro-batch are in the given order, so a step of one micro-batch on one rank
+    does not depend on lengths.
+
+    Args:
+        samples: int64 [n].
+        lengths: int64 [n], positions of each of them. Of equal lengths, the first sample comes first.
+        limit: of each micro-batch.
+        world_size: number of ranks. If it does not divide n, some ranks have one sample less, and a micro-batch may be
+            empty.
+    """
+
+    def __init__(
+        self, samples: NDArray[np.int64], lengths: NDArray[np.int64], limit: MicroBatchLimit, world_size: int
+    ) -> None:
+        self.samples, self.world_size = samples, world_size
+        self._by_length = np.argsort(-lengths, kind="stable")
+        self._lengths = lengths[self._by_length]
+        longest = self._lengths[::world_size].tolist()  # of the samples that the ranks have at the same place
+        self._spans = largest_first(longest, limit.cuts(longest))
+
+    def __len__(self) -> int:
+        """Number of micro-batches of each rank."""
+        return len(self._spans)
+
+    def of_rank(self, rank: int) -> list[NDArray[np.int64]]:
+        """The samples of each micro-batch of a rank, int64."""
+        mine = self._by_length[rank :: self.world_size]
+        return [self.samples[np.sort(mine[start:end])] for start, end in self._spans]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each micro-batch, all ranks together."""
+        return [len(self._all_ranks(span)) for span in self._spans]
+
+    @property
+    def padded_positions(self) -> int:
+        """Positions of all micro-batches of all ranks, padding included."""
+        total = 0
+        for span in self._spans:
+            lengths = self._all_ranks(span)
+            longest = lengths[: self.world_size]  # of each rank that has a sample
+            counts = -((np.arange(len(longest)) - len(lengths)) // self.world_size)
+            total += int(counts @ longest)
+        return total
+
+    def _all_ranks(self, span: tuple[int, int]) -> NDArray[np.int64]:
+        return self._lengths[span[0] * self.world_size : span[1] * self.world_size]
+
+
+class Divisions:
+    """The micro-batches of every step of a run.
+
+    Args:
+        order: decides the samples of each step.
+        lengths: int64, positions of every sample of the run.
+        limit: of each micro-batch.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, order: SampleOrder, lengths: NDArray[np.int64], limit: MicroBatchLimit, world_size: int) -> None:
+        self.order, self.lengths, self.limit, self.world_size = order, lengths, limit, world_size
+        # The step that is computed, and the one whose batches are prepared meanwhile.
+        self.of_step = lru_cache(maxsize=2)(self._of_step)
+
+    def numbers(self, steps: range) -> Iterator[tuple[int, int]]:
+        """Step and number within the step of each micro-batch of a rank, in order."""
+        return ((step, number) for step in steps for number in range(len(self.of_step(step))))
+
+    def _of_step(self, step: int) -> Division:
+        samples = self.order.global_batch_indices(step)
+        return Division(samples, self.lengths[samples], self.limit, self.world_size)

@@ -85,7 +85,7 @@ class Batches:
 
 
 def batches_of(recipe: str, stage: str) -> Batches:
-    """What a recipe says."""
+    """The batches of a stage of a recipe."""
     sections = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text())
     (own,) = (one for one in sections["stages"] if one["name"] == stage)
     train = {**sections["train"], **own["train"]}

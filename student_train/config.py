@@ -214,7 +214,7 @@ class TrainConfig(Settings):
         if self.token_budget is not None and self.global_batch is None:
             raise ValueError(
                 f"token_budget is {self.token_budget}, but global_batch is not given; set it: forward passes have "
-                "different numbers of samples, so there is no default"
+                "different numbers of samples, so it has no default"
             )
         return self
 

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 class MetaBytes(LiveBytes):
-    """`LiveBytes` for tensors on `meta`, whose values nobody can read: a value is 1, and a comparison holds."""
+    """`LiveBytes` for tensors on `meta`, which have no values: a value that is read is 1, and a comparison holds."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default and args[0].is_meta:

@@ -84,7 +84,9 @@ AROUND = [
     Known("student_train/checkpoints/export.py", "trained_adapters", "to the host", None, "the adapters"),
     Known("vlm/families/mobilevlm/weights/writer.py", "write_weights", "to the host", None, "the exported student"),
 ]
-ADAM_STEP = Known("student_train/engine/optimizers/adamw.py", "num_steps", "_local_scalar_dense", None, "a checkpoint")
+ADAM_STEP = Known(
+    "student_train/engine/optimizers/moments.py", "num_steps", "_local_scalar_dense", None, "a checkpoint"
+)
 LEVELS = Known(
     "student_train/engine/optimizers/adamw_8bit.py", "_levels", "to the device", None, "once, before the first step"
 )

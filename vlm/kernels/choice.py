@@ -25,7 +25,7 @@ def check_kernels(kernels: Kernels, device: torch.device) -> None:
 
 
 def use_kernels(kernels: Kernels, decoder: nn.Module | None, layers: Sequence[nn.Module], device: torch.device) -> str:
-    """Compute the layers with these kernels from here on; a line for the user says what was done.
+    """Compute the layers with these kernels from here on; returns a line that describes what was done.
 
     Args:
         decoder: the language model without its head, a model of transformers that takes `inputs_embeds`; None for any

@@ -46,11 +46,6 @@ class FusedAdamW(torch.optim.AdamW, MomentOptimizer):
         for start, piece in pieces:
             values[start : start + len(piece)].copy_(piece)
 
-    @property
-    def num_steps(self) -> float:
-        return float(next(iter(self.state.values()))["step"])
-
-    @num_steps.setter
-    def num_steps(self, steps: float) -> None:
+    def _set_num_steps(self, steps: float) -> None:
         for state in self.state.values():
             state["step"].fill_(steps)

@@ -68,12 +68,7 @@ class AdamW8bit(MomentOptimizer):
         for start, piece in pieces:
             values.view(-1)[start : start + len(piece)].copy_(piece)
 
-    @property
-    def num_steps(self) -> float:
-        return float(next(iter(self.state.values()))["step"])
-
-    @num_steps.setter
-    def num_steps(self, steps: float) -> None:
+    def _set_num_steps(self, steps: float) -> None:
         for state in self.state.values():
             state["step"] = int(steps)
 

@@ -46,10 +46,14 @@ class MomentOptimizer(Optimizer, ABC):
         """
 
     @property
-    @abstractmethod
     def num_steps(self) -> float:
         """Steps that were done."""
+        return float(next(iter(self.state.values()))["step"])
 
     @num_steps.setter
+    def num_steps(self, steps: float) -> None:
+        self._set_num_steps(steps)
+
     @abstractmethod
-    def num_steps(self, steps: float) -> None: ...
+    def _set_num_steps(self, steps: float) -> None:
+        """Set the state `step` of every parameter."""

@@ -25,7 +25,7 @@ def zero_config(
     if config.offloads:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin_memory}
     settings: dict[str, Any] = {
-        # For DeepSpeed's own reports. The trainer says which micro-batch is the last one of a step.
+        # For DeepSpeed's own reports. The trainer decides which micro-batch is the last one of a step.
         "train_micro_batch_size_per_gpu": config.micro_batch or 1,
         "gradient_accumulation_steps": config.accumulation_steps(world_size),
         "gradient_clipping": config.gradient_clip,

@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_another_optimiser(
     order: tuple[str, ...], many_store: Path, make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path,
     reference: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """And says so; the losses go on as if nothing had changed, but for rounding."""
+    """A log line names the change; the losses continue within rounding."""
     with caplog.at_level(logging.INFO):
         for number, optimizer in enumerate(order):
             job = make_job(many_store, output=tmp_path / "out", micro_batch=2, optimizer=optimizer, **SETTINGS)

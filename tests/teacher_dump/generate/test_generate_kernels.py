@@ -15,7 +15,7 @@ from alignkd.teacher_dump.operation.control import DumpControl
 def test_the_same_answers(
     make_job: Callable[..., GenerateJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Greedy ones. Layers are not compiled, and a notice says so."""
+    """Greedy ones. Layers are not compiled, and a notice states it."""
     use_toys(monkeypatch)
     texts, lines = {}, {}
     for kernels in ("torch", "liger", "compile"):

@@ -6,7 +6,7 @@
 
 After each step, one JSON line is printed on stdout: `name`, `ok`, `seconds`, `figures`, and `problem` if there is one.
 The same lines are in DIR/gpu_check.jsonl, of which `--table` makes a table for docs/benchmarks.md. Steps 0 to 4 compare
-results, 5 to 8 measure memory and time; each half takes about five minutes on an H200 (estimated).
+results, 5 to 8 measure memory and time. Their durations on a GPU have not been measured.
 Each step runs in its own process with its own time limit, so a step that hangs or is killed does not affect the others;
 its output is in DIR/NAME.log. A step that does not fit into `--seconds` is skipped: `ok` is null. The exit code is 1 if
 a step failed. The models and samples are those of `tests/golden`; nothing is downloaded.

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignkd.storage import LogitsCodec
 from alignkd.storage.logits.registry import LogitSizes, logits_codec
 from alignkd.student_train.data.collate import logit_targets
-from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.objective.logits.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution, stored_logits
 

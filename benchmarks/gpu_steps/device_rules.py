@@ -12,7 +12,7 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
 from alignkd.student_train.data.targets import RaggedEntries
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 from alignkd.teacher_dump.targets.drawing import DRAWN, ENTROPY, draw_tokens, uniforms

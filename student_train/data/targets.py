@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.losses.logits.sampled_logit import SampledDistribution
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.ragged import ragged_places
-from alignkd.student_train.losses.sampled_logit import SampledDistribution
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.families.stem import TextRows
 
 

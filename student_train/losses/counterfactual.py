@@ -13,9 +13,9 @@ Shapes: N supervised positions, K entries, V vocabulary.
 import torch
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.outcomes import outcomes
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
-from alignkd.student_train.losses.outcomes import outcomes
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 
 
 def effect_loss(

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
-from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 
 
 def supervised_loss(logits_NV: Tensor, labels_N: Tensor) -> LossSum:

@@ -17,7 +17,7 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads, first_layers
 from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
-from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.student_train.objective.terms import TERMS

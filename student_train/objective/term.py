@@ -16,8 +16,8 @@ from torch import Tensor
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.targets import LogitTargets
-from alignkd.student_train.losses.divergences import Divergence
 from alignkd.student_train.losses.fused_head import HeadTerm
+from alignkd.student_train.losses.logits.divergences import Divergence
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads

@@ -8,9 +8,9 @@ from alignkd.student_train.objective.counterfactual_terms import (
     effect_term,
     keep_term,
 )
-from alignkd.student_train.objective.logit_terms import label_term, logit_term
+from alignkd.student_train.objective.logits.logit_terms import label_term, logit_term
 from alignkd.student_train.objective.term import Preset, Term
-from alignkd.student_train.objective.vision_terms import (
+from alignkd.student_train.objective.vision.embedding_terms import (
     vision_all_elements,
     vision_all_term,
     vision_top_elements,

@@ -12,7 +12,7 @@ from prepared_processes import PreparedProcesses
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Term
 from alignkd.student_train.objective.terms import TERMS

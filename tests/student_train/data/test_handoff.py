@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.handoff.block import ALIGNMENT, PackedBatch, in_one_copy, unpack
 from alignkd.student_train.data.handoff.slots import SharedSlots
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 # torch has few operations for uint16 and uint32: what is done to them here must be among these

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkd.student_train.losses.counterfactual import effect_loss, keep_loss
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.families.family import Head
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "counterfactual"

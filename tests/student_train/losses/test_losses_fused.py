@@ -10,13 +10,13 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from alignkd.student_train.losses.divergences import MIXED, named_divergence
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.logit import logit_loss, teacher_logits
-from alignkd.student_train.losses.outcomes import outcomes
-from alignkd.student_train.losses.sampled_logit import SampledDistribution, sampled_logit_loss
+from alignkd.student_train.losses.logits.divergences import MIXED, named_divergence
+from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
+from alignkd.student_train.losses.logits.outcomes import outcomes
+from alignkd.student_train.losses.logits.sampled_logit import SampledDistribution, sampled_logit_loss
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.families.family import Head
 
 N, V, D = 4, 7, 3

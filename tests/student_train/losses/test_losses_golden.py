@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.losses.attention.squared_error import attention_loss
-from alignkd.student_train.losses.divergences import PLAIN
-from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.logits.divergences import PLAIN
+from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.vision import vision_all_loss, vision_top_loss
+from alignkd.student_train.losses.vision.embeddings import vision_all_loss, vision_top_loss
 from alignkd.student_train.objective.adapters import Adapters
 
 WITH_IMAGE = ["pt-0", "pt-1", "pt-2", "ft-0", "ft-1", "ft-3"]

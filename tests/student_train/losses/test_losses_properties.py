@@ -11,11 +11,11 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.attention.squared_error import attention_loss
-from alignkd.student_train.losses.divergences import Divergence, forward_kl, reverse_kl
-from alignkd.student_train.losses.logit import logit_loss
+from alignkd.student_train.losses.logits.divergences import Divergence, forward_kl, reverse_kl
+from alignkd.student_train.losses.logits.logit_loss import logit_loss
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
-from alignkd.student_train.losses.vision import vision_top_loss
+from alignkd.student_train.losses.vision.embeddings import vision_top_loss
 
 DIVERGENCES: list[Divergence] = [reverse_kl, forward_kl]
 

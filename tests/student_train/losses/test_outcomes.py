@@ -8,10 +8,10 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets, RaggedEntries, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.objective.head_terms import head_terms
-from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.objective.logits.head_terms import head_terms
+from alignkd.student_train.objective.logits.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.families.family import Head
 

@@ -25,7 +25,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.fused_head import fused_head_losses
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
-from alignkd.student_train.objective.head_terms import head_terms
+from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.output import METRICS, VALIDATION

@@ -17,9 +17,9 @@ from alignkd.student_train.data.targets import (
     TruncatedTargets,
 )
 from alignkd.student_train.losses.fused_head import fused_head_losses
-from alignkd.student_train.losses.logit import logit_loss
-from alignkd.student_train.objective.head_terms import head_terms
-from alignkd.student_train.objective.logit_terms import logit_term
+from alignkd.student_train.losses.logits.logit_loss import logit_loss
+from alignkd.student_train.objective.logits.head_terms import head_terms
+from alignkd.student_train.objective.logits.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.families.family import Head
 

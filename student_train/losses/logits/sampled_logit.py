@@ -10,8 +10,8 @@ from typing import Self
 
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
-from alignkd.student_train.losses.outcomes import Outcomes, outcomes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def _mixed(student: Tensor, teacher: Tensor, teacher_share: float) -> Tensor:
     return torch.logaddexp(teacher + math.log(teacher_share), student + math.log1p(-teacher_share))
 
 
-# `losses/logit.py` renormalises both sides before it calls these
+# `losses/logits/logit_loss.py` renormalises both sides before it calls these
 SUPPORT = ("support_reverse_kl", "support_forward_kl", "support_js")
 PLAIN: dict[str, Divergence] = {
     "reverse_kl": reverse_kl,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alignkd.student_train.losses.divergences import Divergence, reverse_kl
+from alignkd.student_train.losses.logits.divergences import Divergence, reverse_kl
+from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
-from alignkd.student_train.losses.outcomes import Outcomes, outcomes
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.vlm.families.family import Head
 
 # Log-probability of a bucket without teacher mass; finite, see `divergences`.
@@ -35,7 +35,7 @@ def logit_loss(
     Args:
         student_logits_NV: the student's logits at N supervised positions.
         teacher: full logits [N, V], or a truncated distribution.
-        divergence: a function of `alignkd.student_train.losses.divergences`; reverse KL is the paper's.
+        divergence: a function of `alignkd.student_train.losses.logits.divergences`; reverse KL is the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).
         on_support: compare the kept tokens alone, see `support_loss`; the teacher is truncated.

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets
 from alignkd.student_train.losses.fused_head import HeadTerm
-from alignkd.student_train.losses.logit import logit_loss, teacher_logits
-from alignkd.student_train.losses.sampled_logit import sampled_logit_loss
+from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
+from alignkd.student_train.losses.logits.sampled_logit import sampled_logit_loss
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import supervised_loss
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.vlm.families.family import Head
 

@@ -1,8 +1,9 @@
 """All terms on the student's logits together, and whether one pass over a chunk of logits serves several.
 
 Labels and a truncated teacher's entries are a few tokens per position: cross-entropy and logit loss then share the
-pass of `losses/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits itself.
-So it does where the vocabulary is padded: cross-entropy is over all columns, the logit loss over the tokenizer's.
+pass of `losses/logits/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits
+itself. So it does where the vocabulary is padded: cross-entropy is over all columns, the logit loss over the
+tokenizer's.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import JointTerms
-from alignkd.student_train.losses.logit import bucketed_loss, support_loss
-from alignkd.student_train.losses.outcomes import outcomes
-from alignkd.student_train.losses.sampled_logit import loss_of_draws
+from alignkd.student_train.losses.logits.logit_loss import bucketed_loss, support_loss
+from alignkd.student_train.losses.logits.outcomes import outcomes
+from alignkd.student_train.losses.logits.sampled_logit import loss_of_draws
+from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import cross_entropy
-from alignkd.student_train.losses.truncated_distribution import TruncatedDistribution
-from alignkd.student_train.objective.logit_terms import weighted_labels
+from alignkd.student_train.objective.logits.logit_terms import weighted_labels
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.student_train.objective.terms import TERMS
 

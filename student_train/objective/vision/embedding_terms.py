@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.losses.loss_sum import LossSum
-from alignkd.student_train.losses.vision import vision_all_loss, vision_top_loss
+from alignkd.student_train.losses.vision.embeddings import vision_all_loss, vision_top_loss
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.term import ForwardPass, idle
 from alignkd.vlm.families.family import ModelConfig

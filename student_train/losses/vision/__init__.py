@@ -1,0 +1,1 @@
+"""Losses on vision tokens: one formula per file."""

@@ -1,0 +1,1 @@
+"""One module per objective: evaluates a golden case by the functions of the product."""

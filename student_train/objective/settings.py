@@ -18,7 +18,7 @@ from alignkd.student_train.losses.logits.divergences import (
     named_divergence,
 )
 from alignkd.student_train.objective.attention.layer_map import LayerMap
-from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
+from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
@@ -59,7 +59,8 @@ class LossConfig(_Weights):
             its layers i to i + m - k. None: the first layer of both that has attention.
         attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher, student) of
             each row over its columns and one outcome for all other keys. `cosine`: 1 - cosine of the whole map of a
-            sample and head. `row_cosine`: 1 - cosine of each row.
+            sample and head. `row_cosine`: 1 - cosine of each row. `filtered_cosine`: 1 - cosine of the column means of
+            a sample's map from vision tokens to vision tokens, without entries above mean + standard deviation.
         attention_heads: what each student head is compared with. `adapter`: a trained mixture of the teacher's heads.
             `grouped`: the mean of its group of neighbouring teacher heads. `mean`: the means of all heads of both sides
             are compared.
@@ -111,11 +112,11 @@ class LossConfig(_Weights):
 
     @model_validator(mode="after")
     def _rows_have_weights(self) -> Self:
-        if self.attention_form == "cosine" and self.attention_row_weights != "none":
+        if self.attention_form in MAP_FORMS and self.attention_row_weights != "none":
             raise ValueError(
-                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form 'cosine' compares whole "
-                "maps, which have no weights of rows; set it to 'none', or attention_form to 'row_cosine', 'kl' or "
-                "'mse'"
+                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form "
+                f"{self.attention_form!r} compares whole maps, which have no weights of rows; set it to 'none', or "
+                "attention_form to 'row_cosine', 'kl' or 'mse'"
             )
         return self
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import Field, create_model, model_validator
@@ -198,6 +198,11 @@ class LossConfig(_Weights):
     def weights(self) -> dict[str, float]:
         """The weights above 0 by term."""
         return {name: weight for name in TERMS if (weight := float(getattr(self, name))) > 0}
+
+    @property
+    def chosen_settings(self) -> dict[str, Any]:
+        """The settings that are not the defaults, without the weights; plain values."""
+        return {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in TERMS}
 
     @property
     def needed_targets(self) -> dict[str, Target]:

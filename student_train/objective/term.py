@@ -25,7 +25,7 @@ from alignkd.student_train.objective.attention.row_reference import RowReference
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
-Preset = Literal["paper", "supervised"]
+Preset = Literal["paper", "supervised", "compodistill", "mcd"]
 Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
 
 
@@ -129,7 +129,7 @@ class Term:
     Attributes:
         meaning: the line about its weight in docs/configuration.md.
         weight: default weight.
-        presets: the presets that give the term its default weight; the others give it 0.
+        presets: the presets that give the term its default weight; the others give it 0, or their own (`presets.py`).
         target: the stored target that it compares with; None if it needs no teacher.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.

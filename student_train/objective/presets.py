@@ -37,7 +37,7 @@ class MethodPreset:
 
 
 ALL_KINDS = ("full", "hidden", "topk", "nucleus")
-METHODS: dict[Preset, MethodPreset] = {
+METHODS: Mapping[str, MethodPreset] = {
     "compodistill": MethodPreset(
         method="CompoDistill",
         source="arXiv 2510.12184, code 8411926",

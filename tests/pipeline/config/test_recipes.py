@@ -228,7 +228,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def planned(in_process: Callable[..., Result], tmp_path: Path) -> Planned:
-    """planned("short", 240, student={...}, token_budget=512): the plan of a recipe's first stage with other settings."""
+    """planned("short", 240, token_budget=512): the plan of a recipe's first stage with other settings."""
 
     def make(name: str, tokens: int, *, card: str = "rtx3090", student: Any = None, **train: Any) -> dict[str, Any]:
         values = yaml.safe_load(recipe_text(name))

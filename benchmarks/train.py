@@ -32,9 +32,9 @@ is the student of 28 M parameters of earlier figures.
 
 `--no-optimizer` leaves out AdamW and its state: only forward and backward pass with weights in their own
 dtype, for shapes whose state does not fit. Each process then also does a step of plain fine-tuning before each of its
-steps, because processes differ by more than the measured effect; "in one process" compares these two steps. `--beside plain` does the
-same with an optimiser; `--beside before` does a step with the attention loss as it was before its queries and keys were
-made contiguous once and its chunks grew with the device (`cases/attention_before.py`).
+steps, because processes differ by more than the measured effect; "in one process" compares these two steps. `--beside
+plain` does the same with an optimiser; `--beside before` does a step with the attention loss as it was before its
+queries and keys were made contiguous once and its chunks grew with the device (`cases/attention_before.py`).
 `--teacher-layers` also makes an official model shallower: stored targets keep their shapes, and the teacher fits if the
 variant with the teacher is not measured.
 """

@@ -19,12 +19,14 @@ class LossSum:
             attention in the formulas, one for each sample in the terms (`by_sample`), without gradient.
         by_layer: of a loss that compares several layers of the student: the share of each of them in `total`, without
             gradient; each has an equal share of the count.
+        figures: sums of other values over the same elements by name, without gradient; they are no part of `total`.
     """
 
     total: Tensor
     count: int
     parts: Tensor
     by_layer: Mapping[int, Tensor] = field(default_factory=dict)
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Tensor, count: int | None = None) -> Self:

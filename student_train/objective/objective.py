@@ -67,6 +67,8 @@ class DistilledStudent(nn.Module):
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
         self.num_tokens = num_tokens
         self._drawn: tuple[str, ...] | None = None
+        # numbers that change from step to step: see `HeadInputs`
+        self.step_values: Mapping[str, float] = losses.first_step_values
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
         # of the weights of attention rows; they are measured when the student is on its device

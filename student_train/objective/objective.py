@@ -71,6 +71,8 @@ class DistilledStudent(nn.Module):
         self.step_values: Mapping[str, float] = losses.first_step_values
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
+        # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
+        self.step_values: dict[str, float] = {}
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -150,6 +152,7 @@ class DistilledStudent(nn.Module):
             teacher_head,
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
+            step_values=self.step_values,
         )
         losses = fused_head_losses(
             hidden_ND,

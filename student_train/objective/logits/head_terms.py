@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import JointTerms
-from alignkd.student_train.losses.logits.logit_loss import bucketed_loss, support_loss
+from alignkd.student_train.losses.logits.logit_loss import truncated_loss
 from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.sampled_logit import loss_of_draws
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
@@ -49,9 +49,11 @@ def _shared_terms(
     if "logit" in shared:
         assert isinstance(inputs.targets, TruncatedTargets | SampledTargets), inputs.targets
         teacher = inputs.targets.distribution(chunk)
+    labels_n = inputs.labels_N[chunk]
+    uses_labels = isinstance(teacher, TruncatedDistribution) and inputs.divergence.uses_labels
     student = outcomes(
         logits_nV,
-        labels_N=inputs.labels_N[chunk] if "supervised" in shared else None,
+        labels_N=labels_n if "supervised" in shared or uses_labels else None,
         ids_NK=None if teacher is None else teacher.ids_NK,
         kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
         overwrite=overwrite,
@@ -59,10 +61,15 @@ def _shared_terms(
     found = {}
     if "supervised" in shared:
         found["supervised"] = weighted_labels(inputs, cross_entropy(student).parts, chunk)
-    if isinstance(teacher, TruncatedDistribution) and inputs.on_support:
-        found["logit"] = support_loss(student, teacher, inputs.divergence, inputs.temperature).parts
-    elif isinstance(teacher, TruncatedDistribution):
-        found["logit"] = bucketed_loss(student, teacher, inputs.divergence).parts
+    if isinstance(teacher, TruncatedDistribution):
+        found["logit"] = truncated_loss(
+            inputs.divergence,
+            student,
+            teacher,
+            temperature=inputs.temperature,
+            labels_N=labels_n,
+            step_values=inputs.step_values,
+        ).parts
     elif teacher is not None:
         found["logit"] = loss_of_draws(student, teacher).parts
     return found

@@ -1,0 +1,118 @@
+"""The table of the divergences of the logit loss. Settings, checks of stores and documents are derived from it.
+
+A divergence is added here: its name in `LogitDivergence` and its entry in `DIVERGENCES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, Protocol, get_args
+
+from alignkd.student_train.losses.logits.divergences import MIXED, SUPPORT, named_divergence
+from alignkd.student_train.losses.logits.logit_loss import per_outcome
+from alignkd.student_train.losses.logits.rows import RowDivergence
+
+LogitDivergence = Literal[
+    "reverse_kl",
+    "forward_kl",
+    "js",
+    "skewed_reverse_kl",
+    "skewed_forward_kl",
+    "support_reverse_kl",
+    "support_forward_kl",
+    "support_js",
+]
+# What a store knows of the teacher: its kind of logits, or `unknown tail` for entries without the mass of all others.
+StoredLogits = Literal["full", "hidden", "topk", "nucleus", "unknown tail", "sampled"]
+# exact: the divergence over the whole vocabulary. lower bound: of it. kept tokens: a divergence of another pair of
+# distributions, by its own definition. estimate: unbiased. approximate: neither a bound nor unbiased.
+Accuracy = Literal["exact", "lower bound", "kept tokens", "estimate", "approximate"]
+
+WHOLE: tuple[StoredLogits, ...] = ("full", "hidden")
+BUCKETED: tuple[StoredLogits, ...] = ("topk", "nucleus")
+
+
+class DivergenceSettings(Protocol):
+    """The settings of `LossConfig` from which a divergence is made."""
+
+    @property
+    def logit_mixture(self) -> float | None:
+        """See `LossConfig`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergenceEntry:
+    """One divergence of the logit loss.
+
+    Attributes:
+        formula: in p of the teacher and q of the student, for documents.
+        source: arXiv number, or the paper by its name.
+        accuracy: what its value is on each kind of stored logits; a kind that is not there is refused.
+        make: the divergence with its settings.
+        settings: the keys of `train.losses` that it uses; others of these keys are refused.
+        tempered: the kinds on which `losses.temperature` may differ from 1.
+        own_temperature: the key of the temperature that takes the place of `losses.temperature`.
+        limit: why settings do not fit a kind of `accuracy`, as `REASON; NEXT STEP`; None if they do.
+    """
+
+    formula: str
+    source: str
+    accuracy: Mapping[StoredLogits, Accuracy]
+    make: Callable[[DivergenceSettings], RowDivergence]
+    settings: tuple[str, ...] = ()
+    tempered: tuple[StoredLogits, ...] = WHOLE
+    own_temperature: str | None = None
+    limit: Callable[[DivergenceSettings, StoredLogits], str | None] = field(default=lambda settings, stored: None)
+
+
+def _per_outcome(name: LogitDivergence, settings: DivergenceSettings) -> RowDivergence:
+    return per_outcome(named_divergence(name, settings.logit_mixture), on_support=name in SUPPORT)
+
+
+def _on_outcomes(
+    name: LogitDivergence, formula: str, source: str, more: Mapping[StoredLogits, Accuracy] | None = None
+) -> DivergenceEntry:
+    """An f-divergence: merging outcomes never increases it, so it is a lower bound on kept tokens and a bucket."""
+    return DivergenceEntry(
+        formula=formula,
+        source=source,
+        accuracy={**dict.fromkeys(WHOLE, "exact"), **dict.fromkeys(BUCKETED, "lower bound"), **(more or {})},
+        make=partial(_per_outcome, name),
+        settings=("logit_mixture",) if name in MIXED else (),
+    )
+
+
+def _on_support(name: LogitDivergence, formula: str) -> DivergenceEntry:
+    return DivergenceEntry(
+        formula=f"{formula} of the kept tokens, both sides renormalised over them",
+        source="own",
+        accuracy=dict.fromkeys((*BUCKETED, "unknown tail"), "kept tokens"),
+        make=partial(_per_outcome, name),
+        settings=("logit_mixture",) if name in MIXED else (),
+        tempered=(*BUCKETED, "unknown tail"),
+    )
+
+
+DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
+    "reverse_kl": _on_outcomes("reverse_kl", "KL(q, p)", "Align-KD, equation 6"),
+    "forward_kl": _on_outcomes("forward_kl", "KL(p, q)", "arXiv 1503.02531", {"sampled": "estimate"}),
+    "js": _on_outcomes("js", "b KL(p, m) + (1 - b) KL(q, m) with m = b p + (1 - b) q", "arXiv 2306.13649"),
+    "skewed_reverse_kl": _on_outcomes("skewed_reverse_kl", "KL(q, a q + (1 - a) p)", "arXiv 2402.03898"),
+    "skewed_forward_kl": _on_outcomes("skewed_forward_kl", "KL(p, a p + (1 - a) q)", "arXiv 2402.03898"),
+    "support_reverse_kl": _on_support("support_reverse_kl", "KL(q, p)"),
+    "support_forward_kl": _on_support("support_forward_kl", "KL(p, q)"),
+    "support_js": _on_support("support_js", "js"),
+}
+assert {*DIVERGENCES} == {*get_args(LogitDivergence)}, "each name has an entry"
+# the keys of `train.losses` that belong to some divergences only
+SETTINGS = tuple(dict.fromkeys(key for entry in DIVERGENCES.values() for key in entry.settings))
+
+
+def takers(stored: StoredLogits) -> list[LogitDivergence]:
+    """The divergences that accept a kind of stored logits."""
+    return [name for name, entry in DIVERGENCES.items() if stored in entry.accuracy]
+
+
+def users(setting: str) -> list[LogitDivergence]:
+    """The divergences that use a key of `train.losses`."""
+    return [name for name, entry in DIVERGENCES.items() if setting in entry.settings]

@@ -2,9 +2,9 @@
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
 included), both moments of AdamW in float32 (also if the run keeps them in 8 bits), its counters, the step, samples seen
-and skipped, the state of TAID, and the settings that decide the run. It has no random state: dropout is seeded by the step, and the sample
-order is a pure function of seed and step. What is not trained comes from the student's own checkpoint, whose hash is
-among the settings.
+and skipped, the state of TAID, and the settings that decide the run. It has no random state: dropout is seeded by the
+step, and the sample order is a pure function of seed and step. What is not trained comes from the student's own
+checkpoint, whose hash is among the settings.
 """
 
 import logging

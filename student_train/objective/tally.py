@@ -65,8 +65,8 @@ class StepTally:
         if self._by_layer is not None:
             self._by_layer.add(terms[TERM])
         for name, term in terms.items():
-            for figure, total in term.figures.items():
-                self._figures.setdefault(figure, []).append(total.detach())
+            for figure, parts in term.figures.items():
+                self._figures.setdefault(figure, []).append(parts.sum())
                 self._terms_of_figures[figure] = name
         return weighted_total(terms, self.weights, self.global_counts)
 

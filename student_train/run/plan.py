@@ -35,8 +35,8 @@ from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import (
     Extension,
     check_can_be_extended,
-    first_run_steps,
     find_extension,
+    first_run_steps,
     schedule_of,
 )
 from alignkd.student_train.run.mixture import Mixture

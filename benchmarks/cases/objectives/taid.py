@@ -1,11 +1,10 @@
-"""Cases of TAID: `t=T.FORM.VALUE` at each share T of the teacher, and `schedule.adaptive=BOOL` for trajectories of t."""
+"""Cases of TAID: `t=T.FORM.VALUE` at each share T of the teacher, and trajectories of t, `schedule.adaptive=BOOL`."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from cases.objectives.case import Case, Found
 from torch import Tensor
 
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
@@ -15,6 +14,7 @@ from alignkd.student_train.losses.logits.taid import BUCKETED, CROSS_ENTROPY, FU
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig, TaidState
+from cases.objectives.case import Case, Found
 
 AT = re.compile(r"(t=(?P<t>[^=]+)\.(?P<form>full|bucketed))\.(?P<value>\w+)")
 SCHEDULE = re.compile(r"schedule\.adaptive=(?P<adaptive>True|False)")
@@ -40,7 +40,7 @@ def _value(case: Case, match: re.Match[str]) -> Tensor | None:
     if name == "kl_sum":
         return _loss(case, match).total.detach()
     if name == "cross_entropy_sum":
-        return _loss(case, match).figures[CROSS_ENTROPY]
+        return _loss(case, match).figures[CROSS_ENTROPY].sum()
     if name == "mixture_mass_of_tail" and is_full:
         return _mass_of_tail(case, float(match["t"]))
     if name == "mixture_last_outcome" and not is_full:
@@ -69,7 +69,8 @@ def _truncated(case: Case) -> TruncatedDistribution:
 
 def _mass_of_tail(case: Case, t: float) -> Tensor:
     """Mass that the full mixture gives to the tokens that are not kept, [N]."""
-    mixed_NV = mixture(case.inputs["student_logits"], case.inputs["teacher_logits"], t).exp()
+    student_NV, teacher_NV = (case.inputs[f"{side}_logits"].log_softmax(-1) for side in ("student", "teacher"))
+    mixed_NV = mixture(student_NV, teacher_NV, t).exp()
     kept_NV = torch.zeros_like(mixed_NV).scatter_add_(1, case.inputs["ids"], case.inputs["kept"].to(mixed_NV.dtype))
     return mixed_NV.masked_fill(kept_NV > 0, 0.0).sum(-1)
 

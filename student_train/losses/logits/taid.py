@@ -16,8 +16,11 @@ bound of the full form. They are equal where every token is kept, and for t = 0.
 Shapes: N positions, O outcomes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from alignkd.student_train.losses.logits.rows import NO_MASS, FullRows, RowDivergence, TruncatedRows, bucketed_rows
 
@@ -31,14 +34,15 @@ def mixture(student_NO: Tensor, teacher_NO: Tensor, t: float, there_NO: Tensor |
     """Log-probabilities of the intermediate teacher [N, O], without gradient.
 
     Args:
-        student_NO, teacher_NO: log-probabilities, or logits.
+        student_NO, teacher_NO: log-probabilities; finite.
         t: share of the teacher, 0 to 1.
-        there_NO: bool, which outcomes exist; the others get `NO_MASS`.
+        there_NO: bool, which outcomes exist; the others get `NO_MASS`. None: all do.
     """
-    mixed_NO = torch.lerp(student_NO.detach(), teacher_NO.detach(), t)
+    # t = 0 is the student itself, not the student normalised again: the loss is 0 to the last bit then
+    mixed_NO = torch.lerp(student_NO.detach(), teacher_NO.detach(), t) if t else student_NO.detach().clone()
     if there_NO is not None:
         mixed_NO = mixed_NO.masked_fill_(~there_NO, NO_MASS)
-    return mixed_NO.log_softmax(dim=-1)
+    return mixed_NO.log_softmax(dim=-1) if t else mixed_NO
 
 
 def divergence_and_cross_entropy(
@@ -46,17 +50,38 @@ def divergence_and_cross_entropy(
 ) -> Tensor:
     """The loss, and the cross-entropy of the intermediate teacher and the student, of each position: [2, N] in nats.
 
+    Differentiable once, the cross-entropy not at all.
+
     Args:
-        student_NO: log-probabilities; finite, also where an outcome does not exist.
+        student_NO: log-probabilities of outcomes whose masses add up to 1; finite, also where one does not exist.
         teacher_NO, t, there_NO: as for `mixture`.
     """
-    mixed_NO = mixture(student_NO, teacher_NO, t, there_NO)
-    mass_NO = mixed_NO.exp()
-    terms_NO = mass_NO * (mixed_NO - student_NO)
-    if there_NO is not None:
-        terms_NO = terms_NO.masked_fill(~there_NO, 0.0)
-    # outcomes that do not exist have mass 0 and a finite log-probability of the student
-    return torch.stack([terms_NO.sum(dim=-1), -(mass_NO * student_NO.detach()).sum(dim=-1)])
+    found: Tensor = _Following.apply(student_NO, mixture(student_NO, teacher_NO, t, there_NO), there_NO)
+    return found
+
+
+class _Following(torch.autograd.Function):
+    """The gradient along the log-probabilities is q - e^m.
+
+    That of the formula is -e^m. Both give the same gradient along the logits, because the masses of the outcomes add up
+    to 1. But with q - e^m nothing is left to cancel: where student and intermediate teacher agree, it is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student_NO: Tensor, mixed_NO: Tensor, there_NO: Tensor | None) -> Tensor:
+        mass_NO = mixed_NO.exp()
+        slope_NO, terms_NO = student_NO.exp().sub_(mass_NO), (mixed_NO - student_NO).mul_(mass_NO)
+        if there_NO is not None:
+            slope_NO, terms_NO = slope_NO.masked_fill_(~there_NO, 0.0), terms_NO.masked_fill_(~there_NO, 0.0)
+        ctx.save_for_backward(slope_NO)
+        # outcomes that do not exist have mass 0 and a finite log-probability of the student
+        return torch.stack([terms_NO.sum(dim=-1), mass_NO.mul_(student_NO).sum(dim=-1).neg_()])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_2N: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_NO,) = ctx.saved_tensors
+        return slope_NO * grad_2N[0][:, None], None, None
 
 
 def _full(rows: FullRows) -> Tensor:

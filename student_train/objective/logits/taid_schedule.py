@@ -7,7 +7,8 @@ the student over the GLOBAL batch, L' that of the step before, and sigma the log
     floor     = start + (end - start) min(i / S, 1)
     t        <- min(end, max(floor, t + alpha sigma(momentum) (1 - t)))
 
-Without `adaptive`, t is the floor. All ranks know L, so they have the same t (the authors' code uses each rank's own L).
+Without `adaptive`, t is the floor. All ranks know L, so they have the same t. The authors' code uses each rank's own
+L, so that t differs between ranks.
 """
 
 import math
@@ -31,7 +32,7 @@ class TaidConfig(Settings):
         start: t of the first step.
         end: largest t, and that at which the linear floor of t ends after the last step.
         rate: factor of the adaptive rise of t in a step (alpha).
-        momentum: share of the earlier steps in the mean relative fall of the loss, which decides how fast t rises (beta).
+        momentum: share of the earlier steps in the mean relative fall of the loss, by which t rises faster (beta).
         adaptive: whether t may rise faster than its floor, which goes linearly from `start` to `end`.
         form: `full` mixes all tokens, which needs `full` or `hidden` logits. `bucketed` mixes the tokens that a `topk`
             or `nucleus` store keeps and one bucket for all others. It is another loss, and no bound of the full form:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -200,13 +199,13 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
-        step_values: Mapping[str, float] = MappingProxyType({}),
+        step_values: Mapping[str, float] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
-            step_values: as in `HeadInputs`.
+            step_values: as in `HeadInputs`; None: those before the first step.
         """
         factors_N = None
         if self.weighs_generated and generated_N is not None:
@@ -218,7 +217,7 @@ class LossConfig(_Weights):
             num_tokens=num_tokens,
             divergence=self.divergence,
             temperature=self.temperature,
-            step_values=step_values,
+            step_values=self.first_step_values if step_values is None else step_values,
             label_factors_N=factors_N,
         )
 

@@ -223,7 +223,7 @@ def _beginning(extend: ExtendConfig, asked: dict[str, Any]) -> Extension:
     settings, step = checkpoint.settings, checkpoint.state.step
     last_rate = settings["learning_rate"] * schedule_of(settings)(step - 1)
     begun = {PREFIX + "step": step, PREFIX + "last_rate": last_rate, PREFIX + "state": state}
-    if settings.get("losses.attention_decay") is not None or settings["losses.logit_divergence"] == "taid":
+    if settings.get("losses.attention_decay") is not None or settings.get("losses.taid") is not None:
         begun[FIRST_RUN_STEPS] = first_run_steps(settings)
     return Extension(settings=asked | begun, checkpoint=checkpoint)
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,11 +11,13 @@ from torch import Tensor
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.losses.logits.rows import RowDivergence
+from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
 from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
+from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
@@ -46,6 +47,8 @@ class LossConfig(_Weights):
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
             distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
             0.1). The plain divergences have none.
+        taid: the intermediate teacher of `taid`, and how its share of the teacher rises; None for other divergences.
+            `taid` itself takes the defaults then.
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
@@ -70,6 +73,7 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
+    taid: TaidConfig | None = None
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
@@ -164,6 +168,30 @@ class LossConfig(_Weights):
         """The divergence of the logit loss, with its settings."""
         return DIVERGENCES[self.logit_divergence].make(self)
 
+    @property
+    def taid_of_logit(self) -> TaidConfig | None:
+        """`taid` of a logit loss that has a weight and is TAID; None of any other."""
+        is_taid = self.logit_divergence == "taid" and "logit" in self.weights
+        return (self.taid or TaidConfig()) if is_taid else None
+
+    @property
+    def first_step_values(self) -> dict[str, float]:
+        """The `step_values` of `HeadInputs` before the first step."""
+        config = self.taid_of_logit
+        return {} if config is None else {SHARE: config.start}
+
+    @property
+    def for_validation(self) -> Self:
+        """The same terms in a form that does not change from step to step and can be compared between runs.
+
+        Cross-entropy is plain, whatever its factor on answers of a model. TAID's loss is smaller the less its t is, for
+        the same student: validated is forward KL, which it becomes at t = 1.
+        """
+        plain: dict[str, Any] = {"supervised_on_generated": 1.0}
+        if self.logit_divergence == "taid":
+            plain |= {"logit_divergence": "forward_kl", "taid": None}
+        return self.model_copy(update=plain)
+
     def head_inputs(
         self,
         labels_N: Tensor,
@@ -172,13 +200,13 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
-        step_values: Mapping[str, float] = MappingProxyType({}),
+        step_values: Mapping[str, float] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
-            step_values: as in `HeadInputs`.
+            step_values: as in `HeadInputs`; None: those before the first step.
         """
         factors_N = None
         if self.weighs_generated and generated_N is not None:
@@ -190,7 +218,7 @@ class LossConfig(_Weights):
             num_tokens=num_tokens,
             divergence=self.divergence,
             temperature=self.temperature,
-            step_values=step_values,
+            step_values=self.first_step_values if step_values is None else step_values,
             label_factors_N=factors_N,
         )
 

@@ -67,6 +67,7 @@ class RowDivergence:
         needs_tail: `truncated` needs the mass of the tail.
         uses_labels: it needs the labels, and their log-probabilities in the student's outcomes.
         uses_squares: `truncated` needs the student's squared mass in the tail.
+        figures: names of further values, without gradient; `full` and `truncated` then return [1 + figures, n].
     """
 
     full: Callable[[FullRows], Tensor] | None
@@ -75,6 +76,7 @@ class RowDivergence:
     needs_tail: bool = True
     uses_labels: bool = False
     uses_squares: bool = False
+    figures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, get_args
 
+from alignkd.student_train.losses.logits import taid
 from alignkd.student_train.losses.logits.divergences import MIXED, SUPPORT, named_divergence
 from alignkd.student_train.losses.logits.logit_loss import per_outcome
 from alignkd.student_train.losses.logits.rows import RowDivergence
+from alignkd.student_train.objective.logits.taid_schedule import TaidConfig, TaidForm
 
 LogitDivergence = Literal[
     "reverse_kl",
@@ -21,6 +23,7 @@ LogitDivergence = Literal[
     "support_reverse_kl",
     "support_forward_kl",
     "support_js",
+    "taid",
 ]
 # What a store knows of the teacher: its kind of logits, or `unknown tail` for entries without the mass of all others.
 StoredLogits = Literal["full", "hidden", "topk", "nucleus", "unknown tail", "sampled"]
@@ -37,6 +40,10 @@ class DivergenceSettings(Protocol):
 
     @property
     def logit_mixture(self) -> float | None:
+        """See `LossConfig`."""
+
+    @property
+    def taid(self) -> TaidConfig | None:
         """See `LossConfig`."""
 
 
@@ -93,6 +100,22 @@ def _on_support(name: LogitDivergence, formula: str) -> DivergenceEntry:
     )
 
 
+def _taid_form(settings: DivergenceSettings) -> TaidForm:
+    return (settings.taid or TaidConfig()).form
+
+
+def _limit_of_taid(settings: DivergenceSettings, stored: StoredLogits) -> str | None:
+    form = _taid_form(settings)
+    if form == "full" and stored in BUCKETED:
+        return (
+            "and losses.taid.form 'full' mixes all tokens; set it to 'bucketed', which mixes the kept tokens and one "
+            "bucket (another loss, no bound of the full one), or dump 'hidden' or 'full' logits"
+        )
+    if form == "bucketed" and stored in WHOLE:
+        return "and losses.taid.form 'bucketed' is for kept tokens; set it to 'full'"
+    return None
+
+
 DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
     "reverse_kl": _on_outcomes("reverse_kl", "KL(q, p)", "Align-KD, equation 6"),
     "forward_kl": _on_outcomes("forward_kl", "KL(p, q)", "arXiv 1503.02531", {"sampled": "estimate"}),
@@ -102,6 +125,15 @@ DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
     "support_reverse_kl": _on_support("support_reverse_kl", "KL(q, p)"),
     "support_forward_kl": _on_support("support_forward_kl", "KL(p, q)"),
     "support_js": _on_support("support_js", "js"),
+    "taid": DivergenceEntry(
+        formula="KL(m, q) with m = softmax((1 - t) ln q + t ln p), m without gradient; t rises from step to step",
+        source="arXiv 2501.16937",
+        # the bucket has more mass in the mixture than its tokens would have: no bound of the full form
+        accuracy={**dict.fromkeys(WHOLE, "exact"), **dict.fromkeys(BUCKETED, "approximate")},
+        make=lambda settings: taid.BUCKETED if _taid_form(settings) == "bucketed" else taid.FULL,
+        settings=("taid",),
+        limit=_limit_of_taid,
+    ),
 }
 assert {*DIVERGENCES} == {*get_args(LogitDivergence)}, "each name has an entry"
 # the keys of `train.losses` that belong to some divergences only

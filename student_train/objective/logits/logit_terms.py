@@ -10,6 +10,7 @@ from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
 from alignkd.student_train.losses.logits.sampled_logit import sampled_logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.position_groups import groups_in
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.vlm.families.family import Head
@@ -50,6 +51,7 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
             temperature=inputs.temperature,
             labels_N=inputs.labels_N[chunk],
             step_values=inputs.step_values,
+            groups=groups_in(inputs.groups, chunk) if inputs.groups else (),
         ).parts
     )
 

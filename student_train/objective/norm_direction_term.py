@@ -38,4 +38,5 @@ def _teacher_norms(batch: TrainBatch) -> Tensor:
     if batch.state_norms_N is not None:
         return batch.state_norms_N.decode()
     assert isinstance(batch.logits, HiddenTargets)
-    return batch.logits.states.decode().float().norm(dim=-1)
+    norms_N: Tensor = batch.logits.states.decode().float().norm(dim=-1)
+    return norms_N

@@ -36,8 +36,38 @@ class MethodPreset:
     differs: str
 
 
+WHOLE_KINDS = ("full", "hidden")
 ALL_KINDS = ("full", "hidden", "topk", "nucleus")
 METHODS: Mapping[str, MethodPreset] = {
+    "taid": MethodPreset(
+        method="TAID",
+        source="arXiv 2501.16937, code a062892",
+        losses={"supervised": 0.0, "logit": 1.0, "logit_divergence": "taid"},
+        logits=WHOLE_KINDS,
+        differs=(
+            "t follows from the loss of the global batch, where the authors' code uses each rank's own. t begins at "
+            "0.4; the authors take 0.2 for some pairs of models. The labels have no weight, as there."
+        ),
+    ),
+    "llava_kd": MethodPreset(
+        method="LLaVA-KD",
+        source="arXiv 2410.16236",
+        losses={
+            "supervised": 1.0,
+            "logit": 1.0,
+            "logit_divergence": "forward_kl",
+            "visual_logit": 1.0,
+            "relation": 0.5,
+            "relation_rows": "plain",
+        },
+        store={"vision_states": "int8_group"},
+        logits=ALL_KINDS,
+        differs=(
+            "Relations are products of the last hidden states, as in the paper; the authors' repository, which has no "
+            "training code, takes cosines of the projector's output (`relations_of: projector`). "
+            "The paper distils in two of three stages of training; a preset is one stage."
+        ),
+    ),
     "compodistill": MethodPreset(
         method="CompoDistill",
         source="arXiv 2510.12184, code 8411926",
@@ -57,6 +87,16 @@ METHODS: Mapping[str, MethodPreset] = {
             "is 7. Their tables name 7 of the layers of the band, which `attention_layers` and "
             "`store.attention.layers` can list. The form is eq. 4 of the paper; their code uses `attention_form: "
             "filtered_cosine`. The teacher's projector is not taken over: the student keeps its own."
+        ),
+    ),
+    "llava_mod": MethodPreset(
+        method="LLaVA-MoD",
+        source="arXiv 2408.15881, code 481ca57",
+        losses={"supervised": 0.0, "logit": 1.0, "logit_divergence": "forward_kl"},
+        logits=ALL_KINDS,
+        differs=(
+            "It is the first stage, in which a dense student imitates the teacher's distributions alone. The student "
+            "has no experts."
         ),
     ),
     "mcd": MethodPreset(

@@ -50,7 +50,7 @@ def truncated_values(rows: TruncatedRows, head: float) -> Tensor:
 
 def head_mask(masses_NO: Tensor, head: float) -> Tensor:
     """bool: the outcomes before which, in descending order of mass, lies less than `head`."""
-    sorted_NO, order_NO = masses_NO.sort(dim=-1, descending=True)
+    sorted_NO, order_NO = masses_NO.sort(dim=-1, descending=True, stable=True)
     before_NO = sorted_NO.cumsum(dim=-1) - sorted_NO
     return torch.zeros_like(masses_NO, dtype=torch.bool).scatter(1, order_NO, before_NO < head)
 

@@ -151,6 +151,7 @@ class DistilledStudent(nn.Module):
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
             step_values=self.step_values,
+            positions_of_sample=batch.positions_of_sample,
         )
         losses = fused_head_losses(
             hidden_ND,
@@ -158,6 +159,7 @@ class DistilledStudent(nn.Module):
             # all have the same count, so their weights relative to each other are those in the total
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
+            groups=inputs.groups,
         )
         names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples

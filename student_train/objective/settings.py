@@ -1,7 +1,7 @@
 """Settings of the loss terms; their weights are keys made from the table `alignkd.student_train.objective.terms`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,10 +12,12 @@ from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.taid import SHARE
+from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
+from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
 from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
 from alignkd.student_train.objective.term import HeadInputs, Target
@@ -47,6 +49,12 @@ class LossConfig(_Weights):
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
             distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
             0.1). The plain divergences have none.
+        ofa_gamma: exponent of the label's weight in `ofa` (default 1, with which it is the cross-entropy of teacher and
+            student).
+        akl_head: share of the teacher's mass that the most probable tokens have which are the head in `akl` (default
+            0.5).
+        bild: settings of `bild`; None: its defaults.
+        sinkhorn: settings of `sinkhorn`; None: its defaults.
         taid: the intermediate teacher of `taid`, and how its share of the teacher rises; None for other divergences.
             `taid` itself takes the defaults then.
         temperature: divides the logits of both sides in the logit loss.
@@ -72,6 +80,10 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
+    ofa_gamma: Positive | None = None
+    akl_head: float | None = Field(default=None, gt=0, lt=1)
+    bild: BildConfig | None = None
+    sinkhorn: SinkhornConfig | None = None
     taid: TaidConfig | None = None
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
@@ -200,24 +212,31 @@ class LossConfig(_Weights):
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
         step_values: Mapping[str, float] | None = None,
+        positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
             step_values: as in `HeadInputs`; None: those before the first step.
+            positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
         factors_N = None
         if self.weighs_generated and generated_N is not None:
             factors_N = torch.where(generated_N, self.supervised_on_generated, 1.0)
+        divergence = self.divergence
+        groups: tuple[int, ...] = ()
+        if targets is not None and divergence.group_positions is not None:
+            groups = position_groups(positions_of_sample or [len(labels_N)], divergence.group_positions)
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,
             teacher_head=teacher_head,
             num_tokens=num_tokens,
-            divergence=self.divergence,
+            divergence=divergence,
             temperature=self.temperature,
             step_values=self.first_step_values if step_values is None else step_values,
+            groups=groups,
             label_factors_N=factors_N,
         )
 

@@ -109,6 +109,7 @@ class HeadInputs:
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
         step_values: numbers that change from step to step and that the divergence reads by name.
+        groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
     """
 
@@ -119,6 +120,7 @@ class HeadInputs:
     divergence: RowDivergence
     temperature: float
     step_values: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
 
 

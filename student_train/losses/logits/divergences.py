@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.tvd import tvd
+
 Divergence = Callable[[Tensor, Tensor], Tensor]  # student and teacher log-probabilities -> terms of the same shape
 
 
@@ -60,6 +62,7 @@ SUPPORT = ("support_reverse_kl", "support_forward_kl", "support_js")
 PLAIN: dict[str, Divergence] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
+    "tvd": tvd,
     "support_reverse_kl": reverse_kl,
     "support_forward_kl": forward_kl,
 }

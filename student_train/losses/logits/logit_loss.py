@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from alignkd.student_train.losses.logits.divergences import Divergence, reverse_kl
 from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
-from alignkd.student_train.losses.logits.rows import NO_MASS, FullRows, RowDivergence, TruncatedRows
+from alignkd.student_train.losses.logits.rows import NO_MASS, FullRows, RowDivergence, TruncatedRows, WholeStudentRows
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 from alignkd.vlm.families.family import Head
@@ -35,6 +35,7 @@ def logit_loss(
     on_support: bool = False,
     labels_N: Tensor | None = None,
     step_values: Mapping[str, float] = NO_VALUES,
+    groups: tuple[int, ...] = (),
 ) -> LossSum:
     """Sum over positions of the divergence in nats.
 
@@ -48,7 +49,7 @@ def logit_loss(
         on_support: compare the kept tokens alone, see `support_values`; the teacher is truncated, and the divergence is
             per outcome.
         labels_N: int64, for row divergences that use them.
-        step_values: see `FullRows`.
+        step_values, groups: see `FullRows`.
 
     Raises:
         ValueError: the teacher is truncated, the temperature is not 1 and the divergence needs the tail. The tempered
@@ -60,18 +61,25 @@ def logit_loss(
     if isinstance(teacher, TruncatedDistribution):
         if temperature != 1.0 and not rows.tempered:
             raise ValueError(f"temperature {temperature} needs full logits, found truncated; use 1.0 or store full")
+        if rows.whole_student is not None:
+            logprobs_NV = functional.log_softmax(to_accum_dtype(student_logits_NV), dim=-1)
+            whole = WholeStudentRows(student_NV=logprobs_NV, teacher=teacher, groups=groups)
+            return LossSum.of(rows.whole_student(whole))
         seen = outcomes(
             to_accum_dtype(student_logits_NV),
             labels_N=labels_N if rows.uses_labels else None,
             ids_NK=teacher.ids_NK,
             kept_NK=teacher.kept_NK,
+            squares=rows.uses_squares,
         )
         return truncated_loss(rows, seen, teacher, temperature=temperature, labels_N=labels_N, step_values=step_values)
     assert rows.full is not None, rows
     student_NV = functional.log_softmax(to_accum_dtype(student_logits_NV) / temperature, dim=-1)
     teacher_NV = functional.log_softmax(to_accum_dtype(teacher) / temperature, dim=-1)
     found = rows.full(
-        FullRows(student_NV=student_NV, teacher_NV=teacher_NV, labels_N=labels_N, step_values=step_values)
+        FullRows(
+            student_NV=student_NV, teacher_NV=teacher_NV, labels_N=labels_N, step_values=step_values, groups=groups
+        )
     )
     return _summed(rows, found * temperature**2)
 
@@ -109,7 +117,6 @@ def per_outcome(divergence: Divergence, *, on_support: bool = False) -> RowDiver
             full=None,
             truncated=lambda rows: support_values(rows, divergence),
             tempered=True,
-            needs_tail=False,
         )
     return RowDivergence(
         full=lambda rows: divergence(rows.student_NV, rows.teacher_NV).sum(dim=-1),

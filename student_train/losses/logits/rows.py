@@ -1,8 +1,9 @@
 """Row divergences: functions of all outcomes of a position, for divergences that are no sum of one term per outcome.
 
 A row divergence sees the outcomes of both sides at n positions and returns one value per position [n]. A full teacher
-gives `FullRows`, a truncated one `TruncatedRows`. Per-outcome divergences (`divergences.py`) become row divergences by
-`per_outcome` in `logit_loss.py`, so that the terms on logits know one form only.
+gives `FullRows`, a truncated one `TruncatedRows`, or `WholeStudentRows` where a position is compared with the teacher
+at other positions. Per-outcome divergences (`divergences.py`) become row divergences by `per_outcome` in
+`logit_loss.py`, so that the terms on logits know one form only.
 
 Shape letters: n positions of a chunk, V vocabulary, K kept entries, O = K + 1 outcomes.
 """
@@ -28,12 +29,15 @@ class FullRows:
         student_NV, teacher_NV: float32 or float64 log-probabilities at the temperature of the loss.
         labels_N: int64, the data's own next token; None if nobody gave them.
         step_values: numbers that change from step to step, by name; the caller sets them.
+        groups: sizes of the groups of consecutive positions that are compared with one another; their sum is n. Empty
+            for a divergence without groups.
     """
 
     student_NV: Tensor
     teacher_NV: Tensor
     labels_N: Tensor | None = None
     step_values: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +60,32 @@ class TruncatedRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeStudentRows:
+    """The student over the whole vocabulary and a truncated teacher.
+
+    Attributes:
+        student_NV: float32 or float64 log-probabilities at temperature 1.
+        teacher: its tail is known.
+        groups: as in `FullRows`.
+    """
+
+    student_NV: Tensor
+    teacher: TruncatedDistribution
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowDivergence:
     """A divergence as functions of rows; each returns values [n] in nats or in the unit of its formula.
 
     Attributes:
         full: for a teacher whose outcomes are all known; None: it needs kept tokens.
-        truncated: for a truncated teacher; None: it needs all outcomes.
+        truncated: for a truncated teacher; None: it needs all outcomes, or has `whole_student`.
+        whole_student: in place of `truncated`, for a student whose probabilities at other tokens are needed, too.
+        group_positions: largest number of consecutive positions of a sample that are compared with one another; None:
+            each position is compared alone.
         tempered: `truncated` is defined at every temperature. The others need the tempered mass of the tail, which
             nobody knows.
-        needs_tail: `truncated` needs the mass of the tail.
         uses_labels: it needs the labels, and their log-probabilities in the student's outcomes.
         uses_squares: `truncated` needs the student's squared mass in the tail.
         figures: names of further values, without gradient; `full` and `truncated` then return [1 + figures, n].
@@ -72,8 +93,9 @@ class RowDivergence:
 
     full: Callable[[FullRows], Tensor] | None
     truncated: Callable[[TruncatedRows], Tensor] | None
+    whole_student: Callable[[WholeStudentRows], Tensor] | None = None
+    group_positions: int | None = None
     tempered: bool = False
-    needs_tail: bool = True
     uses_labels: bool = False
     uses_squares: bool = False
     figures: tuple[str, ...] = ()

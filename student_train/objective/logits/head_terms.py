@@ -2,8 +2,8 @@
 
 Labels and a truncated teacher's entries are a few tokens per position: cross-entropy and logit loss then share the
 pass of `losses/logits/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits
-itself. So it does where the vocabulary is padded: cross-entropy is over all columns, the logit loss over the
-tokenizer's.
+itself. So it does where a divergence needs the student at further tokens, and where the vocabulary is padded:
+cross-entropy is over all columns, the logit loss over the tokenizer's.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
     """The terms on logits that have a weight, in the order of `weights`; then the figures of the logit loss."""
     own = {name: TERMS[name].on_logits for name in weights}
     names = [name for name, term in own.items() if term is not None]
-    apart = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.num_tokens is not None
+    all_columns = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.divergence.whole_student is not None
+    apart = all_columns or inputs.num_tokens is not None
     shared = frozenset() if "logit" in names and apart else frozenset(names) & {*SHARED}
     alone = {name: make(inputs) for name, make in own.items() if make is not None and name not in shared}
 
@@ -56,12 +57,14 @@ def _shared_terms(
         assert isinstance(inputs.targets, TruncatedTargets | SampledTargets), inputs.targets
         teacher = inputs.targets.distribution(chunk)
     labels_n = inputs.labels_N[chunk]
-    uses_labels = isinstance(teacher, TruncatedDistribution) and inputs.divergence.uses_labels
+    of_divergence = inputs.divergence if isinstance(teacher, TruncatedDistribution) else None
+    uses_labels = of_divergence is not None and of_divergence.uses_labels
     student = outcomes(
         logits_nV,
         labels_N=labels_n if "supervised" in shared or uses_labels else None,
         ids_NK=None if teacher is None else teacher.ids_NK,
         kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
+        squares=of_divergence is not None and of_divergence.uses_squares,
         overwrite=overwrite,
     )
     found = {}

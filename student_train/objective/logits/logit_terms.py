@@ -12,6 +12,7 @@ from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_l
 from alignkd.student_train.losses.logits.sampled_logit import sampled_logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.losses.position_groups import groups_in
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.vlm.families.family import Head
@@ -55,6 +56,7 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
             temperature=inputs.temperature,
             labels_N=inputs.labels_N[chunk],
             step_values=inputs.step_values,
+            groups=groups_in(inputs.groups, chunk) if inputs.groups else (),
         )
     )
 

@@ -55,8 +55,7 @@ class LossConfig(_Weights):
             0.5).
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
-        taid: the intermediate teacher of `taid`, and how its share of the teacher rises; None for other divergences.
-            `taid` itself takes the defaults then.
+        taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.

@@ -26,6 +26,9 @@ from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
 
+# (1 + p)^100 is finite in float32
+MAX_GAMMA = 100
+
 if TYPE_CHECKING:
     _Weights = Settings
 else:
@@ -79,7 +82,7 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    ofa_gamma: Positive | None = None
+    ofa_gamma: float | None = Field(default=None, ge=1, le=MAX_GAMMA)
     akl_head: float | None = Field(default=None, gt=0, lt=1)
     bild: BildConfig | None = None
     sinkhorn: SinkhornConfig | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.storage import StoreReader
+from alignkd.storage import StoreReader, TruncatedLogits
 from alignkd.vlm.data.turns import turns_of
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model, load_preparation
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -20,11 +20,10 @@ START = 0.3
 
 
 @torch.no_grad()
-def beside_the_teacher(store: Path, golden: Path, kept: int | None) -> tuple[float, float]:
+def beside_the_teacher(store: Path, golden: Path) -> tuple[float, float]:
     """Mean of the loss and of the cross-entropy at t = START, one sample at a time, on probabilities.
 
-    Args:
-        kept: number of tokens beside the bucket; None mixes all tokens.
+    Of the stored logits only the ids of the kept tokens are read; the others are merged on both sides.
     """
     preparation = load_preparation(golden / "student", template="v1", vision_config=golden / "clip")
     models = [load_model(golden / name, vision_config=golden / "clip") for name in ("student", "teacher")]
@@ -39,10 +38,12 @@ def beside_the_teacher(store: Path, golden: Path, kept: int | None) -> tuple[flo
             vision = model.encode_images(batch.images) if batch.images else None
             hidden = model.hidden_states(batch, vision)[0, example.positions.supervised_positions]
             sides.append(model.lm_head(hidden).double().softmax(-1))
-        for q, p in zip(*sides, strict=True):
-            if kept is not None:
-                order = p.argsort(descending=True)
-                q, p = (torch.cat([side[order[:kept]], side[order[kept:]].sum()[None]]) for side in (q, p))
+        for place, (q, p) in enumerate(zip(*sides, strict=True)):
+            if isinstance(record.logits, TruncatedLogits):
+                start, stop = record.logits.offsets[place : place + 2]
+                kept = torch.zeros(len(q), dtype=torch.bool)
+                kept[torch.from_numpy(record.logits.ids[start:stop].astype("int64"))] = True
+                q, p = (torch.cat([side[kept], side[~kept].sum()[None]]) for side in (q, p))
             m = q ** (1 - START) * p**START
             m = m / m.sum()
             losses.append(float((m * (m / q).log()).sum()))
@@ -51,16 +52,12 @@ def beside_the_teacher(store: Path, golden: Path, kept: int | None) -> tuple[flo
 
 
 @pytest.mark.parametrize(
-    ("logits", "form", "kept"),
-    [
-        ({"kind": "hidden", "dtype": "float32"}, "full", None),
-        ({"kind": "topk", "top_k": 12, "dtype": "float32"}, "bucketed", 12),
-    ],
+    ("logits", "form"),
+    [({"kind": "hidden", "dtype": "float32"}, "full"), ({"kind": "topk", "top_k": 12, "dtype": "float32"}, "bucketed")],
 )
 def test_dump_training_and_report(
     logits: dict[str, Any],
     form: str,
-    kept: int | None,
     write_config: WriteConfig,
     golden: Path,
     tmp_path: Path,
@@ -73,7 +70,7 @@ def test_dump_training_and_report(
         done = alignkd_here(command, config)
         assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    loss, cross = beside_the_teacher(tmp_path / "store", golden, kept)
+    loss, cross = beside_the_teacher(tmp_path / "store", golden)
     assert lines[0]["logit"] == pytest.approx(loss, rel=1e-4)
     assert lines[0]["taid_cross_entropy"] == pytest.approx(cross, rel=1e-4)
     shares = [line["taid_t"] for line in lines]

@@ -58,13 +58,13 @@ METHODS: Mapping[str, MethodPreset] = {
             "logit_divergence": "forward_kl",
             "visual_logit": 1.0,
             "relation": 0.5,
-            "relation_rows": "plain",
         },
         store={"vision_states": "int8_group"},
         logits=ALL_KINDS,
         differs=(
-            "Relations are products of the last hidden states, as in the paper; the authors' repository, which has no "
-            "training code, takes cosines of the projector's output (`relations_of: projector`). "
+            "Relations are cosines of the last hidden states; the paper does not divide by the norms (`relation_rows: "
+            "plain`), the authors' repository, which has no training code, takes the projector's output "
+            "(`relations_of: projector`). "
             "The paper distils in two of three stages of training; a preset is one stage."
         ),
     ),

@@ -29,6 +29,9 @@ from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings
 
+# (1 + p)^100 is finite in float32
+MAX_GAMMA = 100
+
 if TYPE_CHECKING:
     _Weights = Settings
 else:
@@ -59,14 +62,13 @@ class LossConfig(_Weights):
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
             distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
             0.1). The plain divergences have none.
-        taid: the intermediate teacher of `taid`, and how its share of the teacher rises; None for other divergences.
-            `taid` itself takes the defaults then.
         ofa_gamma: exponent of the label's weight in `ofa` (default 1, with which it is the cross-entropy of teacher and
             student).
         akl_head: share of the teacher's mass that the most probable tokens have which are the head in `akl` (default
             0.5).
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
+        taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
         relations_of: the states that the loss `relation` compares: `last_hidden`, the last hidden states after the
             final norm; `projector`, the projector's output; `layer_K`, the output of the teacher's decoder layer K.
@@ -98,11 +100,11 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    taid: TaidConfig | None = None
-    ofa_gamma: Positive | None = None
+    ofa_gamma: float | None = Field(default=None, ge=1, le=MAX_GAMMA)
     akl_head: float | None = Field(default=None, gt=0, lt=1)
     bild: BildConfig | None = None
     sinkhorn: SinkhornConfig | None = None
+    taid: TaidConfig | None = None
     temperature: Positive = 1.0
     relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
     relations_layer: CountFromZero | None = None

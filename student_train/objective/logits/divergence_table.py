@@ -29,13 +29,13 @@ LogitDivergence = Literal[
     "support_reverse_kl",
     "support_forward_kl",
     "support_js",
-    "taid",
     "tvd",
     "cosine_probs",
     "ofa",
     "akl",
     "bild",
     "sinkhorn",
+    "taid",
 ]
 # What a store knows of the teacher: its kind of logits, or `unknown tail` for entries without the mass of all others.
 StoredLogits = Literal["full", "hidden", "topk", "nucleus", "unknown tail", "sampled"]
@@ -55,10 +55,6 @@ class DivergenceSettings(Protocol):
         """See `LossConfig`."""
 
     @property
-    def taid(self) -> TaidConfig | None:
-        """See `LossConfig`."""
-
-    @property
     def ofa_gamma(self) -> float | None:
         """See `LossConfig`."""
 
@@ -72,6 +68,10 @@ class DivergenceSettings(Protocol):
 
     @property
     def sinkhorn(self) -> SinkhornConfig | None:
+        """See `LossConfig`."""
+
+    @property
+    def taid(self) -> TaidConfig | None:
         """See `LossConfig`."""
 
 
@@ -130,22 +130,6 @@ def _on_support(name: LogitDivergence, formula: str) -> DivergenceEntry:
     )
 
 
-def _taid_form(settings: DivergenceSettings) -> TaidForm:
-    return (settings.taid or TaidConfig()).form
-
-
-def _limit_of_taid(settings: DivergenceSettings, stored: StoredLogits) -> str | None:
-    form = _taid_form(settings)
-    if form == "full" and stored in BUCKETED:
-        return (
-            "and losses.taid.form 'full' mixes all tokens; set it to 'bucketed', which mixes the kept tokens and one "
-            "bucket (another loss, no bound of the full one), or dump 'hidden' or 'full' logits"
-        )
-    if form == "bucketed" and stored in WHOLE:
-        return "and losses.taid.form 'bucketed' is for kept tokens; set it to 'full'"
-    return None
-
-
 def _bild(settings: DivergenceSettings) -> RowDivergence:
     own = settings.bild or BildConfig()
     return bild(own.k, own.temperature, student_led=own.lead == "both")
@@ -176,6 +160,22 @@ def _limit_of_sinkhorn(settings: DivergenceSettings, stored: StoredLogits) -> st
     return None
 
 
+def _taid_form(settings: DivergenceSettings) -> TaidForm:
+    return (settings.taid or TaidConfig()).form
+
+
+def _limit_of_taid(settings: DivergenceSettings, stored: StoredLogits) -> str | None:
+    form = _taid_form(settings)
+    if form == "full" and stored in BUCKETED:
+        return (
+            "and losses.taid.form 'full' mixes all tokens; set it to 'bucketed', which mixes the kept tokens and one "
+            "bucket (another loss, no bound of the full one), or dump 'hidden' or 'full' logits"
+        )
+    if form == "bucketed" and stored in WHOLE:
+        return "and losses.taid.form 'bucketed' is for kept tokens; set it to 'full'"
+    return None
+
+
 DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
     "reverse_kl": _on_outcomes("reverse_kl", "KL(q, p)", "Align-KD, equation 6"),
     "forward_kl": _on_outcomes("forward_kl", "KL(p, q)", "arXiv 1503.02531", {"sampled": "estimate"}),
@@ -185,15 +185,6 @@ DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
     "support_reverse_kl": _on_support("support_reverse_kl", "KL(q, p)"),
     "support_forward_kl": _on_support("support_forward_kl", "KL(p, q)"),
     "support_js": _on_support("support_js", "js"),
-    "taid": DivergenceEntry(
-        formula="KL(m, q) with m = softmax((1 - t) ln q + t ln p), m without gradient; t rises from step to step",
-        source="arXiv 2501.16937",
-        # the bucket has more mass in the mixture than its tokens would have: no bound of the full form
-        accuracy={**dict.fromkeys(WHOLE, "exact"), **dict.fromkeys(BUCKETED, "approximate")},
-        make=lambda settings: taid.BUCKETED if _taid_form(settings) == "bucketed" else taid.FULL,
-        settings=("taid",),
-        limit=_limit_of_taid,
-    ),
     "tvd": _on_outcomes("tvd", "1/2 sum |p - q|", "arXiv 2307.15190"),
     "cosine_probs": DivergenceEntry(
         formula="1 - p·q / (|p| |q|)",
@@ -237,6 +228,15 @@ DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
         own_temperature="sinkhorn.temperature",
         note="not 0 for q = p; each |q_i - p_j|_1 is a lower bound, the sum is none",
         limit=_limit_of_sinkhorn,
+    ),
+    "taid": DivergenceEntry(
+        formula="KL(m, q) with m = softmax((1 - t) ln q + t ln p), m without gradient; t rises from step to step",
+        source="arXiv 2501.16937",
+        accuracy={**dict.fromkeys(WHOLE, "exact"), **dict.fromkeys(BUCKETED, "approximate")},
+        make=lambda settings: taid.BUCKETED if _taid_form(settings) == "bucketed" else taid.FULL,
+        settings=("taid",),
+        note="kept tokens need `form: bucketed`, whose bucket has more mass in m than its tokens would have: no bound",
+        limit=_limit_of_taid,
     ),
 }
 assert {*DIVERGENCES} == {*get_args(LogitDivergence)}, "each name has an entry"

@@ -32,7 +32,7 @@ class Codec(Protocol):
 
     @property
     def targets(self) -> frozenset[str]:
-        """The targets that it may store: `attention`, `vision_top`, `vision_all`, `hidden`."""
+        """The targets that it may store: `attention`, `vision_top`, `vision_all`, `hidden`, `cosines`."""
 
     @property
     def plain(self) -> bool:

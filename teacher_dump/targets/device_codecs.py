@@ -117,6 +117,10 @@ def _int8_group(values: Tensor) -> Parts:
     return {"": steps[..., :channels], "scale": scale}
 
 
+def _int8_unit(values: Tensor) -> Parts:
+    return {"": (values * INT8_STEPS).round_().clamp_(-INT8_STEPS, INT8_STEPS).to(torch.int8)}
+
+
 def _half_at_least(values: Tensor) -> Tensor:
     """Round non-negative values up to float16."""
     halves = values.abs().half()
@@ -145,5 +149,6 @@ _ENCODERS: dict[str, Callable[[Tensor], Parts]] = {
     "sqrt_u8": _sqrt_u8,
     "int8_channel": _int8_channel,
     "int8_group": _int8_group,
+    "int8_unit": _int8_unit,
 }
 check_all_present(_ENCODERS, "_ENCODERS of teacher_dump/targets/device_codecs.py")

@@ -15,9 +15,9 @@ from alignkd.storage.codecs.int8_channel import Int8Channel
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=6)
 FINITE_32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FINITE_16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
-TARGETS = ("attention", "vision_top", "vision_all", "hidden")
+TARGETS = ("attention", "vision_top", "vision_all", "hidden", "cosines")
 # the codecs that this file tests; a new one has a test of its own
-ALL = ("float32", "float16", "bfloat16", "sqrt_u8", "int8_channel", "int8_group")
+ALL = ("float32", "float16", "bfloat16", "sqrt_u8", "int8_channel", "int8_group", "int8_unit")
 
 
 @settings(max_examples=50)
@@ -102,6 +102,7 @@ def test_each_target_has_the_codecs_that_suit_it() -> None:
     assert known["attention"] == ("float32", "float16", "bfloat16", "sqrt_u8")
     assert known["vision_top"] == known["vision_all"] == ("float32", "float16", "bfloat16", "int8_channel")
     assert known["hidden"] == ("float32", "float16", "bfloat16", "int8_group")
+    assert known["cosines"] == ("float32", "float16", "int8_unit")
 
 
 def test_an_unknown_codec_is_named() -> None:

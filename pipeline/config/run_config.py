@@ -19,8 +19,9 @@ from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
-from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.codecs.settings import NONE, STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
+from alignkd.storage.schema.targets.vision import VISION_STATES
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore
@@ -231,7 +232,7 @@ class RunConfig(DataAndTeacher):
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
+            if key in STEM_TARGETS and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
@@ -252,6 +253,10 @@ class RunConfig(DataAndTeacher):
             return self.store.logits.kind == "none"
         if key == "counterfactual":
             return False  # `LossConfig.problem_of_counterfactual`
+        if key == VISION_STATES:
+            # without a teacher section, only the configuration that dumped the store may contain it
+            named = self.teacher is not None or key in self.store.model_fields_set
+            return named and getattr(self.store, key) == NONE
         codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None

@@ -22,6 +22,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.vision import VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
@@ -56,7 +57,8 @@ def collate(
     """One micro-batch with its targets.
 
     Args:
-        targets: which of `attention`, `vision_top`, `vision_all`, `logits` and `counterfactual` the losses need.
+        targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states` and `counterfactual` the
+            losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
@@ -81,6 +83,7 @@ def collate(
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
+        vision_states_PD=_vision_states(with_image) if "vision_states" in targets and with_image else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
@@ -192,6 +195,11 @@ def _blocks(target: Target | None) -> Sequence[Target | None]:
 def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     """[P, Dt] of every image."""
     return [image for record in records for image in record.vision_embeddings or ()]
+
+
+def _vision_states(records: Sequence[Record]) -> EncodedTensor:
+    """[P, Dt] of all images of records that have any."""
+    return _coded_rows([record.more[VISION_STATES] for record in records])  # type: ignore[misc]  # no logits
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:

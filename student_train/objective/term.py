@@ -26,7 +26,7 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
+Target = Literal["attention", "vision_top", "vision_all", "logits", "vision_states", "counterfactual"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkd.storage import StoreReader
+from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.student_train.run.target_sources import needs_head, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
@@ -61,10 +62,12 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
             facts["heads of the attention"] = str(attention.heads)
     if "logits" in needed:
         facts["the form of logits"] = _form_of_logits(reader)
+    if "vision_states" in needed:
+        facts["vision_states"] = "stored" if keeps(manifest, VISION_STATES) else "absent"
     from_stem = targets_of_stem(reader, config)
     facts |= {f"the source of {name}": "the stem" if name in from_stem else "stored" for name in sorted(needed)}
     files = [STEM_FILE] if from_stem and config.stem is None else []
-    if "logits" in needed and manifest.codecs.logits.kind == "hidden" and "logits" not in from_stem:
+    if needs_head(manifest, needed) and "logits" not in from_stem:
         files.append(LM_HEAD_FILE)
     return facts | {name: _short(manifest.attachments.get(name, "absent")) for name in files}
 

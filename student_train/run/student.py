@@ -14,7 +14,7 @@ from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.attention.chosen import attention_match, fixed_heads, teacher_heads
 from alignkd.student_train.run.checks import compared_tokens
-from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.target_sources import needs_head, stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.families.stem import smallest_depth
@@ -147,7 +147,7 @@ def load_stem(
 
 def teacher_head(reader: StoreReader, losses: LossConfig) -> Head | None:
     """The head that turns stored hidden states into logits; None if the run needs none."""
-    if reader.manifest.codecs.logits.kind != "hidden" or "logits" not in losses.needed_targets.values():
+    if not needs_head(reader.manifest, losses.needed_targets.values()):
         return None
     shapes = reader.manifest.shapes
     return read_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)

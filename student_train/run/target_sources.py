@@ -1,9 +1,12 @@
 """The source of each target of a run: the store or the teacher's stem."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from alignkd.storage import StoreReader
+from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.counterfactual import removed_part
+from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -17,14 +20,22 @@ from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
 def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
     """The targets (`attention`, `vision_top`, `vision_all`, `logits`) that this run takes from the stem.
 
-    For `logits` the stem provides only the head that turns stored hidden states into logits.
+    For `logits` the stem provides only the head that turns stored hidden states into logits, also those at the vision
+    positions.
 
     Raises:
         TrainError: a loss has a weight, but its target is neither stored nor provided by a stem.
     """
     return frozenset(
-        key for term, key in config.losses.needed_targets.items() if _comes_from_stem(reader, config, term, key)
+        "logits" if key == "vision_states" else key
+        for term, key in config.losses.needed_targets.items()
+        if _comes_from_stem(reader, config, term, key)
     )
+
+
+def needs_head(manifest: Manifest, needed: Collection[str]) -> bool:
+    """Whether the teacher's head turns stored hidden states into logits, given the targets that the losses need."""
+    return "vision_states" in needed or ("logits" in needed and manifest.codecs.logits.kind == "hidden")
 
 
 def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
@@ -77,12 +88,29 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
     if key == "counterfactual":
         _check_counterfactual(reader, config, term)
         return False
+    if key == "vision_states":
+        _check_vision_states(reader, config, term)
+        return _head_of_stem(reader, config)
     return _head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key)
 
 
 def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -> None:
     if (problem := config.losses.problem_of_counterfactual(term, removed_part(reader.manifest))) is not None:
         raise TrainError(f"store {reader.path}: {problem}")
+
+
+def _check_vision_states(reader: StoreReader, config: TrainConfig, term: str) -> None:
+    if not keeps(reader.manifest, VISION_STATES):
+        raise TrainError(
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with store."
+            f"vision_states none; set losses.{term} to 0 or dump again with that target"
+        )
+
+
+def _head_of_stem(reader: StoreReader, config: TrainConfig) -> bool:
+    """Whether the head for stored hidden states is that of the stem: it is chosen, or the store has none."""
+    chosen = config.targets.logits
+    return LM_HEAD_FILE not in reader.manifest.attachments if chosen is None else chosen == "stem"
 
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
@@ -111,6 +139,4 @@ def _head_is_the_stems(reader: StoreReader, config: TrainConfig, term: str) -> b
             f"targets.logits is 'stem', but store {reader.path} keeps logits {kind!r}, which need no lm_head; set it "
             "to 'stored', or dump logits 'hidden'"
         )
-    if chosen is None:
-        return kind == "hidden" and LM_HEAD_FILE not in reader.manifest.attachments
-    return chosen == "stem"
+    return kind == "hidden" and _head_of_stem(reader, config)

@@ -7,6 +7,7 @@ from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.counterfactual import removed_part
+from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.storage.tools.target_bytes import bytes_per_record
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
@@ -21,7 +22,7 @@ class UnusedTarget:
     """A stored target, or some layers of the attention, that no loss compares with.
 
     Attributes:
-        target: `attention`, `vision_top`, `vision_all`, `logits` or `counterfactual`.
+        target: `attention`, `vision_top`, `vision_all`, `logits`, `vision_states` or `counterfactual`.
         layers: the teacher's layers; empty for other targets.
         share: share of the target's bytes.
     """
@@ -50,6 +51,7 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
         "vision_top": codecs.vision_top not in NOT_STORED,
         "vision_all": codecs.vision_all not in NOT_STORED,
         "logits": codecs.logits.kind != "none",
+        "vision_states": keeps(manifest, VISION_STATES),
         "counterfactual": removed_part(manifest) is not None,
     }
     others = (UnusedTarget(target=name) for name, is_stored in stored.items() if is_stored and name not in needed)

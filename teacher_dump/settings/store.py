@@ -18,6 +18,7 @@ from alignkd.storage.codecs.settings import (
 )
 from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.schema.targets.named import NamedTarget
+from alignkd.storage.schema.targets.vision import vision_states_target
 from alignkd.teacher_dump.settings.attention import AttentionConfig, codec_or_layers
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.settings.stem import StemConfig
@@ -52,6 +53,8 @@ class StoreConfig(Settings):
             store then contains.
         stem: depth of the stem that the store carries.
         logits: how the teacher's distribution at supervised positions is kept.
+        vision_states: codec of the last hidden states at the vision positions, or `none`; the store then contains the
+            teacher's lm_head, with which they give the exact logits there.
         counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
@@ -71,6 +74,7 @@ class StoreConfig(Settings):
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
+    vision_states: Annotated[str, _codec_for("hidden", NONE)] = NONE
     counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -144,13 +148,19 @@ class StoreConfig(Settings):
         )
 
     def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
-        """The targets that are not among `codecs`: attention of chosen layers of this teacher, a counterfactual pass.
+        """The targets that are not among `codecs`: attention of chosen layers of this teacher, states and relations of
+        vision tokens, a counterfactual pass.
 
         Raises:
             InputError: see `AttentionConfig.targets`.
         """
         compared = () if self.counterfactual is None else self.counterfactual.targets()
-        return (*self._of_layers(teacher), *compared)
+        return (*self._of_layers(teacher), *self._of_states(teacher), *compared)
+
+    def _of_states(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
+        if self.vision_states == NONE:
+            return ()
+        return (vision_states_target(self.vision_states, teacher.hidden_size),)
 
     def _of_layers(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
@@ -184,6 +194,11 @@ class StoreConfig(Settings):
         # the focus tokens need the first layer that has attention, most often 0
         first = self.vision_top not in NOT_STORED and not self.attention.has_layer_0
         return min(num_layers, self.attention.most_layers(num_layers) + first)
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the store contains the teacher's lm_head: it keeps hidden states in place of logits."""
+        return self.logits.kind == "hidden" or self.vision_states != NONE
 
     @property
     def from_stem(self) -> tuple[str, ...]:

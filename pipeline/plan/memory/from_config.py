@@ -10,6 +10,7 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad
 from alignkd.pipeline.plan.memory.micro_batch import LargestMicroBatch, may_accumulate
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
+from alignkd.storage.codecs.settings import NONE
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
@@ -42,6 +43,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
         logit_bytes=LOGIT_BYTES[config.store.logits.kind],
         watched=config.store.most_watched_layers(teacher_shapes.size.num_layers),
+        vision_states=config.store.vision_states != NONE,
     )
 
 

@@ -121,6 +121,7 @@ class TeacherLoad:
         stored: bytes of the targets of a forward pass in the store.
         logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`; 0 if no logits are computed.
         watched: decoder layers whose queries and keys are recorded.
+        vision_states: whether hidden states at vision positions are kept.
     """
 
     dtype: str
@@ -135,3 +136,4 @@ class TeacherLoad:
     vision: int = 0
     largest: int = 0
     watched: int = 1
+    vision_states: bool = False

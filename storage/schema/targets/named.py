@@ -20,6 +20,8 @@ MAX_LAYERS = 1 << 10
 VALUE_CODECS: Final = tuple(dict.fromkeys((*codec_names("hidden"), *codec_names("cosines"))))
 # ends of the names of columns that parts of targets have
 _PARTS = ("scale", "columns", "counts", "logmass", "ids", "logprobs", "draws", "entropy", "logits", "states")
+# such names that are no part all the same: no target is called `vision`
+_NO_PARTS = ("vision_states",)
 # names of the columns and groups that every store has
 RESERVED = frozenset(
     {
@@ -124,7 +126,8 @@ class NamedTarget(BaseModel):
 
     def _problem(self) -> str | None:
         kind, codec = self.kind, self.codec
-        if self.name in RESERVED or self.name.rpartition("_")[2] in _PARTS:
+        is_part = self.name.rpartition("_")[2] in _PARTS and self.name not in _NO_PARTS
+        if self.name in RESERVED or is_part:
             return "its name is that of a column or of a part of one; choose another"
         of_own_settings = kind in ("vision", "vision_top") or self.rows == "vision_top"
         if of_own_settings or (self.source == "stem" and kind != "attention"):

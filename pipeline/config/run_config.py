@@ -21,6 +21,7 @@ from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import NONE, STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import VISION_STATES
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
@@ -253,7 +254,7 @@ class RunConfig(DataAndTeacher):
             return self.store.logits.kind == "none"
         if key == "counterfactual":
             return False  # `LossConfig.problem_of_counterfactual`
-        if key == VISION_STATES:
+        if key in (VISION_STATES, AFFINITY):
             # without a teacher section, only the configuration that dumped the store may contain it
             named = self.teacher is not None or key in self.store.model_fields_set
             return named and getattr(self.store, key) == NONE

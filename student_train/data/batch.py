@@ -14,7 +14,13 @@ from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
-from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
+from alignkd.student_train.data.targets import (
+    AffinityTargets,
+    AttentionTargets,
+    CounterfactualTargets,
+    LogitTargets,
+    StemInputs,
+)
 from alignkd.vlm.inputs.batch import SequenceBatch
 from alignkd.vlm.inputs.packed_images import PackedImages
 
@@ -37,6 +43,8 @@ class TrainBatch:
         vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
         vision_states_PD: the teacher's last hidden states at the vision positions, in the order of `vision_all_PD`.
+        teacher_tokens_of_image: the teacher's vision tokens of each image.
+        affinity: the teacher's cosines between text queries and vision tokens.
         counterfactual: the teacher's two passes over the samples with images.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
@@ -51,6 +59,8 @@ class TrainBatch:
     vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
     vision_states_PD: EncodedTensor | None = None
+    teacher_tokens_of_image: tuple[int, ...] = ()
+    affinity: AffinityTargets | None = None
     counterfactual: CounterfactualTargets | None = None
     stem: StemInputs | None = None
 

@@ -19,8 +19,9 @@ from alignkd.student_train.objective.attention.row_reference import RowReference
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.term import ForwardPass, SecondPasses
+from alignkd.student_train.objective.term import ForwardPass, SecondPasses, VisionHeads
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.vision.pairs import TokensOfImages, VisionPairs, match_vision_tokens
 from alignkd.student_train.trained.selection import select_trained
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
@@ -94,6 +95,7 @@ class DistilledStudent(nn.Module):
         watched = self.attention.student_layers if "attention" in self.losses.weights else ()
         with self.model.watched_layers(watched) as layers:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
+        heads = self._vision_heads()
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
@@ -105,6 +107,8 @@ class DistilledStudent(nn.Module):
             second=self._second_passes(batch, vision),
             fixed_heads=self.fixed_heads,
             references=self.references,
+            vision_heads=heads,
+            vision_pairs=None if heads is None else self._vision_pairs(batch, hidden_BLD, heads),
         )
         # The terms on logits come first, whatever their place in the table. And all terms come after the decoder:
         # backward then finishes a layer's weights at the same moment with and without the attention term.
@@ -120,6 +124,32 @@ class DistilledStudent(nn.Module):
             return self.model.no_image()
         samples = sequences.image_samples_I.tolist()  # on the host
         return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
+
+    def _vision_heads(self) -> VisionHeads | None:
+        """What gives logits at vision tokens; None if no term needs them."""
+        if "vision_states" not in self.losses.needed_targets.values() or self.teacher_head is None:
+            return None
+        return VisionHeads(
+            student=self.model.head,
+            teacher=self.teacher_head.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+        )
+
+    def _vision_pairs(self, batch: TrainBatch, hidden_BLD: Tensor, heads: VisionHeads) -> VisionPairs | None:
+        """The vision tokens that are compared; None: those of the same places, or none."""
+        targets = batch.vision_states_PD
+        if self.losses.vision_matching == "place" or targets is None:
+            return None
+        return match_vision_tokens(
+            hidden_BLD.detach().flatten(0, 1)[batch.sequences.vision_places_P],
+            heads.student,
+            targets.decode().to(heads.teacher.weight_VD.dtype),
+            heads.teacher,
+            TokensOfImages.of(batch.sequences, batch.teacher_tokens_of_image),
+            num_tokens=heads.num_tokens,
+            chunk_bytes=heads.chunk_bytes,
+        )
 
     def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:
         """The further passes of the terms `effect` and `keep`; None if neither has a weight."""

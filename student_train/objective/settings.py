@@ -1,7 +1,7 @@
 """Settings of the loss terms; their weights are keys made from the table `alignkd.student_train.objective.terms`."""
 
 import math
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import Field, create_model, model_validator
@@ -25,6 +25,10 @@ from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
+
+VisionMatching = Literal["place", "hungarian"]
+# the terms whose vision tokens `vision_matching` chooses
+MATCHED = ("vsd", "vlad")
 
 if TYPE_CHECKING:
     _Weights = Settings
@@ -53,6 +57,9 @@ class LossConfig(_Weights):
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
             None: 8 on a CPU, whose cache holds as much, and 256 on a GPU.
+        vision_matching: which vision tokens `vsd` and `vlad` compare. `place`: those of the same places of an image.
+            `hungarian`: the pairs with the smallest sum of L1 distances between logits, one to one within each image,
+            for which the host waits once per micro-batch; teacher and student may make unequally many of an image.
         attention_layers: the student's decoder layers whose attention is compared, each with a layer of the teacher or
             with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
             `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
@@ -75,6 +82,7 @@ class LossConfig(_Weights):
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
+    vision_matching: VisionMatching = "place"
     attention_layers: LayerMap | None = None
     attention_form: AttentionForm = "mse"
     attention_heads: AttentionHeads = "adapter"
@@ -106,6 +114,15 @@ class LossConfig(_Weights):
             raise ValueError(
                 f"supervised_on_generated is {self.supervised_on_generated}, but supervised is 0, so there is no "
                 "cross-entropy; leave supervised_on_generated out or set supervised above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _matching_is_used(self) -> Self:
+        if self.vision_matching != "place" and not self.weights.keys() & {*MATCHED}:
+            raise ValueError(
+                f"vision_matching is {self.vision_matching!r}, but {' and '.join(MATCHED)} are 0, so nothing is "
+                "matched; leave vision_matching out or set one of them above 0"
             )
         return self
 
@@ -233,5 +250,11 @@ class LossConfig(_Weights):
 
     @property
     def needed_targets(self) -> dict[str, Target]:
-        """The target that each term with a weight above 0 needs, by term; terms that need none are left out."""
-        return {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        """The target that each term with a weight above 0 needs, by term; terms that need none are left out.
+
+        A matching of vision tokens needs a target, too; it is under the name `vision_matching`.
+        """
+        found = {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        if self.vision_matching == "hungarian" and "vision_states" not in found.values():
+            found["vision_matching"] = "vision_states"
+        return found

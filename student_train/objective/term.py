@@ -22,11 +22,14 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.objective.attention.row_reference import RowReferences
+from alignkd.student_train.objective.vision.pairs import VisionPairs
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits", "vision_states", "counterfactual"]
+Target = Literal[
+    "attention", "vision_top", "vision_all", "logits", "vision_states", "vision_text_affinity", "counterfactual"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,22 @@ class SecondPasses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionHeads:
+    """What turns last hidden states at vision tokens into logits.
+
+    Attributes:
+        student, teacher: the output heads.
+        num_tokens: see `HeadInputs`.
+        chunk_bytes: see `fused_head_losses`.
+    """
+
+    student: Head
+    teacher: Head
+    num_tokens: int | None
+    chunk_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForwardPass:
     """One forward pass of the student over a micro-batch.
 
@@ -65,6 +84,8 @@ class ForwardPass:
         fixed_heads: the mixture of the teacher's heads where no adapter is trained.
         references: of the weights of attention rows; None: all rows count alike.
         second: what the terms on counterfactual targets need; None if no such term has a weight.
+        vision_heads: None if no term needs logits at vision tokens.
+        vision_pairs: the vision tokens that `vsd` and `vlad` compare; None: those of the same places.
     """
 
     batch: TrainBatch
@@ -77,6 +98,8 @@ class ForwardPass:
     fixed_heads: FixedHeads | None = None
     references: RowReferences | None = None
     second: SecondPasses | None = None
+    vision_heads: VisionHeads | None = None
+    vision_pairs: VisionPairs | None = None
 
     @property
     def num_samples(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignkd.storage import StoreReader
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
@@ -62,8 +63,9 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
             facts["heads of the attention"] = str(attention.heads)
     if "logits" in needed:
         facts["the form of logits"] = _form_of_logits(reader)
-    if "vision_states" in needed:
-        facts["vision_states"] = "stored" if keeps(manifest, VISION_STATES) else "absent"
+    for name in (VISION_STATES, AFFINITY):
+        if name in needed:
+            facts[name] = "stored" if keeps(manifest, name) else "absent"
     from_stem = targets_of_stem(reader, config)
     facts |= {f"the source of {name}": "the stem" if name in from_stem else "stored" for name in sorted(needed)}
     files = [STEM_FILE] if from_stem and config.stem is None else []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from alignkd.storage import StoreReader
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.student_train.config import TrainConfig
@@ -89,8 +90,11 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
         _check_counterfactual(reader, config, term)
         return False
     if key == "vision_states":
-        _check_vision_states(reader, config, term)
+        _check_named(reader, config, term, VISION_STATES)
         return _head_of_stem(reader, config)
+    if key == AFFINITY:
+        _check_named(reader, config, term, key)
+        return False
     return _head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key)
 
 
@@ -99,11 +103,14 @@ def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -
         raise TrainError(f"store {reader.path}: {problem}")
 
 
-def _check_vision_states(reader: StoreReader, config: TrainConfig, term: str) -> None:
-    if not keeps(reader.manifest, VISION_STATES):
+def _check_named(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:
+    """Refuse a store without a further target that a key of the section `losses` needs."""
+    if not keeps(reader.manifest, target):
+        value = getattr(config.losses, key)
+        other = "'place'" if isinstance(value, str) else "0"
         raise TrainError(
-            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} was dumped with store."
-            f"vision_states none; set losses.{term} to 0 or dump again with that target"
+            f"losses.{key} is {value}, but store {reader.path} was dumped with store.{target} none; set losses.{key} "
+            f"to {other} or dump again with that target"
         )
 
 

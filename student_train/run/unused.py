@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.storage.tools.target_bytes import bytes_per_record
@@ -22,7 +23,8 @@ class UnusedTarget:
     """A stored target, or some layers of the attention, that no loss compares with.
 
     Attributes:
-        target: `attention`, `vision_top`, `vision_all`, `logits`, `vision_states` or `counterfactual`.
+        target: `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_text_affinity` or
+            `counterfactual`.
         layers: the teacher's layers; empty for other targets.
         share: share of the target's bytes.
     """
@@ -51,7 +53,7 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
         "vision_top": codecs.vision_top not in NOT_STORED,
         "vision_all": codecs.vision_all not in NOT_STORED,
         "logits": codecs.logits.kind != "none",
-        "vision_states": keeps(manifest, VISION_STATES),
+        **{name: keeps(manifest, name) for name in (VISION_STATES, AFFINITY)},
         "counterfactual": removed_part(manifest) is not None,
     }
     others = (UnusedTarget(target=name) for name, is_stored in stored.items() if is_stored and name not in needed)

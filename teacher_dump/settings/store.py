@@ -17,6 +17,7 @@ from alignkd.storage.codecs.settings import (
     profile_codecs,
 )
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.storage.schema.targets.affinity import affinity_target
 from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.storage.schema.targets.vision import vision_states_target
 from alignkd.teacher_dump.settings.attention import AttentionConfig, codec_or_layers
@@ -55,6 +56,8 @@ class StoreConfig(Settings):
         logits: how the teacher's distribution at supervised positions is kept.
         vision_states: codec of the last hidden states at the vision positions, or `none`; the store then contains the
             teacher's lm_head, with which they give the exact logits there.
+        vision_text_affinity: codec of the cosines between the last hidden states at text queries and at vision tokens,
+            or `none`.
         counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
@@ -75,6 +78,7 @@ class StoreConfig(Settings):
     stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
     vision_states: Annotated[str, _codec_for("hidden", NONE)] = NONE
+    vision_text_affinity: Annotated[str, _codec_for("cosines", NONE)] = NONE
     counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -158,9 +162,12 @@ class StoreConfig(Settings):
         return (*self._of_layers(teacher), *self._of_states(teacher), *compared)
 
     def _of_states(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
-        if self.vision_states == NONE:
-            return ()
-        return (vision_states_target(self.vision_states, teacher.hidden_size),)
+        found = []
+        if self.vision_states != NONE:
+            found.append(vision_states_target(self.vision_states, teacher.hidden_size))
+        if self.vision_text_affinity != NONE:
+            found.append(affinity_target(self.vision_text_affinity))
+        return tuple(found)
 
     def _of_layers(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()

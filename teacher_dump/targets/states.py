@@ -1,4 +1,4 @@
-"""Targets made of the teacher's last hidden states, beyond its logits: the states at the vision positions.
+"""Targets made of the teacher's last hidden states, beyond its logits: the states at the vision positions, cosines.
 
 Shapes: B samples, L positions, P vision tokens of all images of a batch, Dt hidden size.
 """
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from alignkd.storage.codecs.settings import NONE
 from alignkd.storage.record.record import Target
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import VISION_STATES
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.targets.affinity import affinities
 from alignkd.teacher_dump.targets.device_codecs import EXTREMES, Parts, StoredParts, encode, extremes
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.vlm.hardware.transfers import to_device
@@ -27,7 +29,7 @@ class StateRows:
     Attributes:
         name: of the further target.
         codec: name of its codec.
-        arrays: stored parts of all samples of the batch, with the extremes of each row.
+        arrays: stored parts of all samples of the batch, with the extremes of each row; or of this sample alone.
         rows: those of the sample.
     """
 
@@ -65,6 +67,9 @@ class StatesCapture:
         found: list[list[StateRows]] = [[] for _ in samples]
         if self.config.vision_states != NONE:
             self._vision_states(samples, hidden_BLD, found)
+        if (codec := self.config.vision_text_affinity) != NONE:
+            for row, arrays in affinities(codec, samples, hidden_BLD, self._copies).items():
+                found[row].append(StateRows(name=AFFINITY, codec=codec, arrays=arrays, rows=slice(None)))
         return [tuple(rows) for rows in found]
 
     def _vision_states(self, samples: Sequence[Prepared], hidden_BLD: Tensor, found: list[list[StateRows]]) -> None:

@@ -5,10 +5,11 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.plan.disk.samples import SampleRows
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import VISION_STATES
 
 
 def vision_rows(manifest: Manifest, rows: SampleRows) -> dict[str, NDArray[np.int64]]:
     """Rows that each sample brings to the group of each of these targets that the store keeps, int64 [samples]."""
-    known = {VISION_STATES: rows.vision}
+    known = {VISION_STATES: rows.vision, AFFINITY: np.where(rows.images > 0, rows.queries, 0)}
     return {target.name: known[target.name] for target in manifest.stored_more if target.name in known}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alignkd.storage.codecs import check_all_present
-from alignkd.storage.codecs.half_scale import INT8_STEPS
 from alignkd.storage.codecs.int8_group import GROUP
+from alignkd.storage.codecs.int8_unit import UNIT_STEPS
 
 Parts = Mapping[str, Tensor]
 
@@ -40,7 +40,7 @@ def _int8_group(parts: Parts) -> Tensor:
 
 
 def _int8_unit(parts: Parts) -> Tensor:
-    return parts[""] * (1 / INT8_STEPS)
+    return parts[""] * (1 / UNIT_STEPS)
 
 
 DECODERS: dict[str, Callable[[Parts], Tensor]] = {

@@ -14,8 +14,8 @@ from torch import Tensor
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.targets.device_codecs import encode
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
-from alignkd.vlm.cosines import cosines
 from alignkd.vlm.hardware.transfers import to_device
+from alignkd.vlm.relations import cosines
 
 
 def affinities(

@@ -23,6 +23,7 @@ from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenIm
 from alignkd.teacher_dump.targets.states import StateRows, StatesCapture
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.families.recorded_states import recorded_states
 from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import collate_sequences
 
@@ -99,7 +100,10 @@ class Capture:
         """
         second = self._second
         watched = sorted({*self._attention_capture.watched, *(() if second is None else second.watched)})
-        with self.model.watched_layers(watched) if watched else nullcontext({}) as recorded:
+        with (
+            self.model.watched_layers(watched) if watched else nullcontext({}) as recorded,
+            recorded_states(self.model, self._states.layers) as after_layers,
+        ):
             images, hidden_BLD = self._forward(samples)
         layers = dict(recorded)
         del recorded  # so that the queries and keys of each layer are freed once its attention is done
@@ -107,7 +111,8 @@ class Capture:
         attention = self._attention(samples, layers, images)
         layers.clear()
         logits = self._logits(samples, hidden_BLD)
-        states = self._states(samples, hidden_BLD)
+        states = self._states(samples, hidden_BLD, images, after_layers)
+        after_layers.clear()
         compared = self._counterfactual(samples, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [

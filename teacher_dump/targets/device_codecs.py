@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from alignkd.storage.codecs import check_all_present, get_codec
 from alignkd.storage.codecs.half_scale import INT8_STEPS
 from alignkd.storage.codecs.int8_group import GROUP
+from alignkd.storage.codecs.int8_unit import UNIT_STEPS
 from alignkd.storage.codecs.sqrt_u8 import STEPS
 from alignkd.storage.errors import RecordError, naming
 from alignkd.storage.record.encoded import EncodedArray
@@ -118,7 +119,7 @@ def _int8_group(values: Tensor) -> Parts:
 
 
 def _int8_unit(values: Tensor) -> Parts:
-    return {"": (values * INT8_STEPS).round_().clamp_(-INT8_STEPS, INT8_STEPS).to(torch.int8)}
+    return {"": (values * UNIT_STEPS).round_().clamp_(-UNIT_STEPS, UNIT_STEPS).to(torch.int8)}
 
 
 def _half_at_least(values: Tensor) -> Tensor:

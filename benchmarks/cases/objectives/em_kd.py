@@ -11,7 +11,7 @@ from torch import Tensor
 from alignkd.student_train.losses.vision.matching import cheapest_pairs, logit_distances
 from alignkd.student_train.losses.vision.vlad import vlad_loss
 from alignkd.student_train.losses.vision.vsd import vsd_loss
-from alignkd.vlm.cosines import cosines
+from alignkd.vlm.relations import cosines
 from cases.objectives.case import Case, Found
 
 Pairs = tuple[Tensor, Tensor]

@@ -21,8 +21,8 @@ from alignkd.student_train.losses.vision.vsd import vsd_loss
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.logits.logit_terms import first_rows
 from alignkd.student_train.objective.term import ForwardPass
-from alignkd.vlm.cosines import cosines
 from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.relations import cosines
 
 
 def vsd_term(forward: ForwardPass) -> LossSum:

@@ -13,8 +13,8 @@ from torch import Tensor
 from alignkd.student_train.losses.vision.matching import cheapest_pairs, logit_distances, state_distances
 from alignkd.student_train.losses.vision.vlad import vlad_loss
 from alignkd.student_train.losses.vision.vsd import vsd_loss
-from alignkd.vlm.cosines import cosines
 from alignkd.vlm.families.family import Head
+from alignkd.vlm.relations import cosines
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "objectives" / "em_kd"
 

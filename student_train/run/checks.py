@@ -75,9 +75,12 @@ def _check_vision_tokens(reader: StoreReader, preparation: Preparation, losses: 
         weighed = [name for name in weighed if name not in MATCHED]
     if weighed:
         names = ", ".join(f"losses.{term}" for term in weighed)
+        known = None not in (reader.manifest.shapes.vision_tokens, preparation.vision_tokens)
+        match = ", set losses.vision_matching to hungarian" if known and {*weighed} <= {*MATCHED} else ""
         raise TrainError(
             f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
-            f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
+            f"them to 0 (supervised and logit losses remain){match}, or take a student "
+            f"{_like_the_teacher(preparation)}"
         )
 
 

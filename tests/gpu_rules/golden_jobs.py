@@ -42,6 +42,8 @@ STORES: dict[str, dict[str, Any]] = {
     "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
+    "em_kd": {"vision_states": "float16", "vision_text_affinity": "float16"},
+    "matched": {"profile": "compact", "vision_states": "float16", "vision_text_affinity": "float16"},
 }
 # of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
@@ -55,6 +57,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0},
+    "em_kd": {"vsd": 0.25, "vlad": 25.0},
+    "matched": {"vsd": 0.25, "vlad": 25.0, "vision_matching": "hungarian"},
 }
 TWO_IMAGES = {
     "id": "two",

@@ -12,7 +12,8 @@ SMALLEST_NORM = 1e-6
 
 def unit_rows(states: Tensor) -> Tensor:
     """States [..., D] divided by their norms, or by 1e-6 where a norm is smaller."""
-    return states / states.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM)
+    norms: Tensor = states.norm(dim=-1, keepdim=True)
+    return states / norms.clamp(min=SMALLEST_NORM)
 
 
 def upper_triangle(gram_IPP: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from alignkd.storage.record.record import (
 )
 from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
-from alignkd.storage.schema.targets.vision import VISION_STATES
+from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
@@ -59,8 +59,8 @@ def collate(
     """One micro-batch with its targets.
 
     Args:
-        targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_text_affinity`
-            and `counterfactual` the losses need.
+        targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_relations`,
+            `state_norms`, `vision_text_affinity` and `counterfactual` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
@@ -85,9 +85,11 @@ def collate(
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
-        vision_states_PD=_vision_states(with_image) if "vision_states" in targets and with_image else None,
+        vision_states_PD=_further(with_image, VISION_STATES) if "vision_states" in targets and with_image else None,
         teacher_tokens_of_image=tuple(itertools.chain(*(record.tokens_of_image for record in with_image))),
         affinity=_affinity(examples, records, sequences) if AFFINITY in targets and with_image else None,
+        vision_relations_R=_relations(with_image) if "vision_relations" in targets and with_image else None,
+        state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
@@ -102,6 +104,7 @@ def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
+        positions_of_sample=tuple(map(len, supervised)),
         generated_N=_generated(examples),
     )
 
@@ -201,9 +204,14 @@ def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     return [image for record in records for image in record.vision_embeddings or ()]
 
 
-def _vision_states(records: Sequence[Record]) -> EncodedTensor:
-    """[P, Dt] of all images of records that have any."""
-    return _coded_rows([record.more[VISION_STATES] for record in records])  # type: ignore[misc]  # no logits
+def _further(records: Sequence[Record], name: str) -> EncodedTensor:
+    """A further target of all records, joined."""
+    return _coded_rows([record.more[name] for record in records])  # type: ignore[misc]  # no logits
+
+
+def _relations(records: Sequence[Record]) -> EncodedTensor:
+    """[R] of the images of all records; a store keeps one kind of relations."""
+    return _further(records, RELATIONS if RELATIONS in records[0].more else PROJECTOR_RELATIONS)
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:

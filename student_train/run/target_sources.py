@@ -1,17 +1,19 @@
 """The source of each target of a run: the store or the teacher's stem."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 from alignkd.storage import StoreReader
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
-from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
+from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.term import Target
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.stem.checks import check_stem_of_teacher
 from alignkd.vlm.stem.file import STEM_FILE, StemInfo, open_table, read_stem_info
@@ -29,14 +31,21 @@ def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
     """
     return frozenset(
         "logits" if key == "vision_states" else key
-        for term, key in config.losses.needed_targets.items()
+        for term, key in targets_by_term(reader.manifest, config.losses).items()
         if _comes_from_stem(reader, config, term, key)
     )
 
 
-def needs_head(manifest: Manifest, needed: Collection[str]) -> bool:
-    """Whether the teacher's head turns stored hidden states into logits, given the targets that the losses need."""
-    return "vision_states" in needed or ("logits" in needed and manifest.codecs.logits.kind == "hidden")
+def targets_by_term(manifest: Manifest, losses: LossConfig) -> dict[str, Target]:
+    """The target that each term with a weight needs from a store, by term: as `LossConfig.targets_in`."""
+    relations = stored_relations(manifest)
+    return losses.targets_in(relations=None if relations is None else relations[1], norms=keeps(manifest, STATE_NORMS))
+
+
+def needs_head(manifest: Manifest, losses: LossConfig) -> bool:
+    """Whether the teacher's head turns stored hidden states into logits."""
+    on_logits = "logits" in losses.needed_targets.values() and manifest.codecs.logits.kind == "hidden"
+    return on_logits or losses.needs_teacher_head
 
 
 def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
@@ -89,11 +98,14 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
     if key == "counterfactual":
         _check_counterfactual(reader, config, term)
         return False
-    if key == "vision_states":
-        _check_named(reader, config, term, VISION_STATES)
-        return _head_of_stem(reader, config)
-    if key == AFFINITY:
-        _check_named(reader, config, term, key)
+    if key == AFFINITY or term == "vision_matching":
+        _check_kept(reader, config, term, key)
+        return key == "vision_states" and _head_of_stem(reader, config)
+    if key in ("vision_states", "vision_relations"):
+        _check_states(reader, config, term, key)
+        return TERMS[term].teacher_head and _head_of_stem(reader, config)
+    if TERMS[term].target == "state_norms":
+        _check_norms(reader, config, term)
         return False
     return _head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key)
 
@@ -103,14 +115,43 @@ def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -
         raise TrainError(f"store {reader.path}: {problem}")
 
 
-def _check_named(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:
+def _check_kept(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:
     """Refuse a store without a further target that a key of the section `losses` needs."""
     if not keeps(reader.manifest, target):
         value = getattr(config.losses, key)
         other = "'place'" if isinstance(value, str) else "0"
         raise TrainError(
-            f"losses.{key} is {value}, but store {reader.path} was dumped with store.{target} none; set losses.{key} "
-            f"to {other} or dump again with that target"
+            f"losses.{key} is {value}, but store {reader.path} keeps no target for it; set losses.{key} to {other} or "
+            f"dump again with store.{target}"
+        )
+
+
+def _check_states(reader: StoreReader, config: TrainConfig, term: str, key: str) -> None:
+    """Refuse a store without the states, or the relations, that a term on vision tokens compares."""
+    if key == "vision_states" and keeps(reader.manifest, VISION_STATES):
+        return
+    losses, relations = config.losses, stored_relations(reader.manifest)
+    if key == "vision_relations" and relations is not None and relations[1] == losses.relations_of:
+        return
+    wanted = "store.vision_states"
+    if term == "relation":
+        found = "no relations" if relations is None else f"those of {relations[1]}"
+        of = losses.relations_of
+        also = " or with store.vision_states" if key == "vision_states" else ""
+        wanted = f"store.vision_relations and store.relations_of {of}{also} (it has {found})"
+        if losses.relation_rows == "plain":
+            wanted = "store.vision_states, which losses.relation_rows 'plain' needs"
+    raise TrainError(
+        f"losses.{term} is {losses.weights[term]}, but store {reader.path} keeps no target for it; set losses.{term} "
+        f"to 0 or dump again with {wanted}"
+    )
+
+
+def _check_norms(reader: StoreReader, config: TrainConfig, term: str) -> None:
+    if not keeps(reader.manifest, STATE_NORMS) and reader.manifest.codecs.logits.kind != "hidden":
+        raise TrainError(
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} keeps neither state_norms nor "
+            f"logits 'hidden'; set losses.{term} to 0 or dump again with store.state_norms"
         )
 
 

@@ -48,6 +48,8 @@ class StudentLoad:
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
         token_budget: the setting of `train`; 0: `micro_batch` is given.
+        state_adapter: whether the adapter of hidden states is trained.
+        head_positions: vision tokens of a sample whose logits are compared too, in a pass of its own over the head.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -80,6 +82,8 @@ class StudentLoad:
     proj_adapter: bool = True
     token_budget: int = 0
     passes: int = 1
+    state_adapter: bool = False
+    head_positions: int = 0
 
     @property
     def element(self) -> int:

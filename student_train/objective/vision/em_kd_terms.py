@@ -27,9 +27,10 @@ from alignkd.vlm.relations import cosines
 
 def vsd_term(forward: ForwardPass) -> LossSum:
     """`vsd_loss`; the logits of both sides are computed a chunk of vision tokens at a time."""
-    targets, heads, pairs = forward.batch.vision_states_PD, forward.vision_heads, forward.vision_pairs
-    if targets is None or heads is None:
+    targets, heads, pairs = forward.batch.vision_states_PD, forward.heads, forward.vision_pairs
+    if targets is None:
         return _none(forward)
+    assert heads is not None and heads.teacher is not None
     places_P, teacher_PD = forward.batch.sequences.vision_places_P, targets.decode()
     samples_P = places_P // forward.hidden_BLD.shape[1]
     if pairs is not None:

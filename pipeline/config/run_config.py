@@ -228,6 +228,8 @@ class RunConfig(DataAndTeacher):
         weighed = targets_by_term(losses, self.store)
         problems = []
         if missing := [term for term, key in weighed.items() if self._is_missing(term, key)]:
+            # a matching has no weight
+            missing = [term if term in losses.weights else f"{term} {getattr(losses, term)}" for term in missing]
             problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 "store the target or set the weight to 0"

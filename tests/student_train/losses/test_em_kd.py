@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import vision_matching
 from cases.objectives.case import Case, worst_relative_error
 from cases.objectives.em_kd import evaluate
+from click.testing import CliRunner
 from torch import Tensor
 
 from alignkd.student_train.losses.vision.matching import cheapest_pairs, logit_distances, state_distances
@@ -131,6 +133,11 @@ def test_smooth_l1_against_a_loop_and_padding_adds_nothing() -> None:
     assert loss.total.item() == pytest.approx(sum(expected), rel=1e-12)
     (gradient,) = torch.autograd.grad(loss.total, student)
     assert gradient.masked_select(~mask).eq(0).all() and gradient.masked_select(mask).ne(0).any()
+
+
+def test_the_benchmark_of_the_matching_runs() -> None:
+    result = CliRunner().invoke(vision_matching.main, ["--tiny"])
+    assert result.exit_code == 0 and len(result.output.splitlines()) == 3, result.output
 
 
 def test_cosines_of_states_without_a_length_are_0() -> None:

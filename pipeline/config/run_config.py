@@ -199,6 +199,17 @@ class DataAndTeacher(Settings):
         return self.data[0].max_tokens
 
 
+# the key that stores the target of a term on states
+_STORED_BY = {
+    "relation": "store.vision_relations",
+    "visual_logit": "store.vision_states",
+    "nd": "store.state_norms",
+    "vsd": "store.vision_states",
+    "vlad": "store.vision_text_affinity",
+    "vision_matching": "store.vision_states",
+}
+
+
 class RunConfig(DataAndTeacher):
     """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
 
@@ -228,11 +239,13 @@ class RunConfig(DataAndTeacher):
         weighed = targets_by_term(losses, self.store)
         problems = []
         if missing := [term for term, key in weighed.items() if self._is_missing(term, key)]:
+            keys = [self._keys_of(term) for term in missing if term in _STORED_BY]
+            named = ", ".join(keys)
             # a matching has no weight
             missing = [term if term in losses.weights else f"{term} {getattr(losses, term)}" for term in missing]
             problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
-                "store the target or set the weight to 0"
+                f"store the target{f' ({named})' if keys else ''} or set the weight to 0"
             )
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
@@ -269,6 +282,12 @@ class RunConfig(DataAndTeacher):
         codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
+
+    def _keys_of(self, term: str) -> str:
+        """The settings that store the target of a term on states."""
+        assert self.train is not None
+        of = self.train.losses.relations_of
+        return f"{_STORED_BY[term]}{f' and store.relations_of {of}' if term == 'relation' else ''}"
 
     def _is_of_dump(self, *keys: str) -> bool:
         """Whether this configuration dumps the store: without a teacher section, only that one may have these keys."""

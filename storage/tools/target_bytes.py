@@ -15,7 +15,7 @@ TARGETS: Final = ("attention", "vision_top", "vision_all", "logits")
 COUNTERFACTUAL: Final = "counterfactual"
 # what is not a target: texts, ids, positions
 INPUTS: Final = "inputs"
-_INPUT_GROUPS = frozenset(GROUPS) - {"entry", "top", "top_scale", "image", "image_token", "attention"}
+_INPUT_GROUPS = {"record", *GROUPS} - {"entry", "top", "top_scale", "image", "image_token", "attention"}
 _OF_GROUP: Mapping[str, str] = {
     **dict.fromkeys(("attention", *NAMES.values()), "attention"),
     **dict.fromkeys((FULL, REMOVED, ADVANTAGE, EVIDENCE, f"{FULL}_entry", f"{REMOVED}_entry"), COUNTERFACTUAL),

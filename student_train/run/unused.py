@@ -44,7 +44,8 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
     Args:
         from_stem: the targets that the run takes from the stem, whether they are stored or not.
     """
-    needed = {str(target) for target in targets_by_term(manifest, losses).values()} - {*from_stem}
+    compared: set[str] = {*targets_by_term(manifest, losses).values()}
+    needed = compared - {*from_stem}
     codecs = manifest.codecs
     if "vision_top" in needed and codecs.vision_top == FROM_ALL:
         needed.add("vision_all")

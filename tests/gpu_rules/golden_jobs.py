@@ -52,7 +52,7 @@ STORES: dict[str, dict[str, Any]] = {
         "vision_relations": "float16",
         "state_norms": "float32",
     },
-    "layer_relations": {"profile": "compact", "vision_relations": "int8_unit", "relations_of": "layer_1"},
+    "layer_relations": {"profile": "compact", "vision_relations": "float16", "relations_of": "layer_1"},
     "stem_relations": {"profile": "stem"},
     "em_kd": {"vision_states": "float16", "vision_text_affinity": "float16"},
     "matched": {"profile": "compact", "vision_states": "float16", "vision_text_affinity": "float16"},

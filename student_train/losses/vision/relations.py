@@ -8,6 +8,9 @@ R has ones on its diagonal then, so its upper triangle suffices. With u of the s
 
     cos = (P + 2 sum u w) / sqrt((P + 2 sum u^2) (P + 2 sum w^2)).
 
+1 - cos of two vectors is half the squared distance of their directions, which is computed in its place: it keeps its
+digits where the two are nearly equal, and is never negative.
+
 Shapes: I images of P vision tokens each, Ds and Dt hidden sizes, R = P (P - 1) / 2 pairs.
 """
 
@@ -32,9 +35,8 @@ def relation_loss(student_IPD: Tensor, teacher_IPD: Tensor, *, unit: bool = True
         return triangle_loss(student_IPD, cosine_triangle(to_accum_dtype(teacher_IPD)))
     _check_pairs(student_IPD.shape[1])
     student_IPP, teacher_IPP = (_gram(to_accum_dtype(states)) for states in (student_IPD, teacher_IPD))
-    products_I = (student_IPP * teacher_IPP).sum((1, 2))
-    norms_I = student_IPP.square().sum((1, 2)) * teacher_IPP.square().sum((1, 2))
-    return LossSum.of(1 - products_I / norms_I.clamp(min=_SMALLEST).sqrt())
+    distances_IX = (_direction(student_IPP) - _direction(teacher_IPP)).flatten(1)
+    return LossSum.of(distances_IX.square().sum(-1) / 2)
 
 
 def triangle_loss(student_IPD: Tensor, teacher_IR: Tensor) -> LossSum:
@@ -51,13 +53,19 @@ def triangle_loss(student_IPD: Tensor, teacher_IR: Tensor) -> LossSum:
     _check_pairs(tokens)
     assert teacher_IR.shape == (len(student_IPD), num_pairs(tokens)), (teacher_IR.shape, student_IPD.shape)
     student_IR, teacher_IR = cosine_triangle(to_accum_dtype(student_IPD)), to_accum_dtype(teacher_IR)
-    products_I = tokens + 2 * (student_IR * teacher_IR).sum(-1)
-    norms_I = (tokens + 2 * student_IR.square().sum(-1)) * (tokens + 2 * teacher_IR.square().sum(-1))
-    return LossSum.of(1 - products_I / norms_I.sqrt())
+    ours_I, theirs_I = (1 / (tokens + 2 * side_IR.square().sum(-1)).sqrt() for side_IR in (student_IR, teacher_IR))
+    of_diagonal_I = tokens * (ours_I - theirs_I).square()
+    of_pairs_I = 2 * (student_IR * ours_I[:, None] - teacher_IR * theirs_I[:, None]).square().sum(-1)
+    return LossSum.of((of_diagonal_I + of_pairs_I) / 2)
 
 
 # so that states of zeros do not divide by 0
 _SMALLEST = 1e-30
+
+
+def _direction(gram_IPP: Tensor) -> Tensor:
+    """Each matrix divided by its norm."""
+    return gram_IPP / gram_IPP.square().sum((1, 2), keepdim=True).clamp(min=_SMALLEST).sqrt()
 
 
 def _gram(states_IPD: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def test_bytes_of_states_and_relations(make_run: MakeRun, tmp_path: Path, kept: 
         assert plan.store.by_target[name] > 0
         assert any(line.startswith(name) for line in lines), name
     without = make_plan(make_run(backend=backend, logits={"kind": "none"}), PlanOptions())
+    assert plan.store.by_target.keys() == {*without.store.by_target, *names}
     added = sum(plan.store.by_target[name] for name in names)
     assert plan.store.of_targets == pytest.approx(without.store.of_targets + added, rel=0.01)
 

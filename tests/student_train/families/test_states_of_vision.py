@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from alignkd.pipeline.cli import main
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
@@ -25,6 +26,11 @@ from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import targets_by_term
 from alignkd.student_train.trainer import train
+from alignkd.teacher_dump.dump import dump
+from alignkd.teacher_dump.job import DumpJob
+from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.settings.teacher import TeacherConfig
+from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import VisionLanguageModel
 from alignkd.vlm.families.open import open_checkpoint
 from alignkd.vlm.inputs.batch import collate_sequences
@@ -36,7 +42,50 @@ NOTHING: dict[str, Any] = {
     "logits": {"kind": "none"},
 }
 TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4}
-NAMES = ["qwen3_vl", "smolvlm"]
+NAMES = ["qwen3_vl", "smolvlm", "mobilevlm"]
+Pair = Callable[..., tuple[TrainJob, VisionLanguageModel]]
+
+
+@pytest.fixture
+def pair(
+    family_job: Callable[..., TrainJob],
+    family_store: Callable[..., Path],
+    checkpoint: Callable[..., Path],
+    data: tiny_data.TinyData,
+    golden: Path,
+    tmp_path: Path,
+) -> Pair:
+    """`pair("qwen3_vl", {"vision_states": "float32"}, losses={...})`: a run on such a store, and the live teacher."""
+
+    def original(kept: dict[str, Any], **train: Any) -> tuple[TrainJob, VisionLanguageModel]:
+        """The original layout, whose images have equally many tokens."""
+        store = tmp_path / f"store-{len(list(tmp_path.iterdir()))}"
+        teacher = TeacherConfig(
+            checkpoint=str(golden / "teacher"), vision_config=golden / "clip", sanity="off", device="cpu"
+        )
+        of_store = StoreConfig(**{**NOTHING, "path": store, "shard_size": 4, **kept})
+        samples = (DataSet(path=data.conversations, images=data.images),)
+        dump(DumpJob(data=samples, template="v1", max_tokens=4096, teacher=teacher, store=of_store))
+        job = TrainJob(
+            student=golden / "student",
+            vision_config=golden / "clip",
+            images=data.images,
+            template="v1",
+            max_tokens=4096,
+            store=store,
+            train=TrainConfig(
+                **{"output": tmp_path / "out", "steps": 2, "micro_batch": 4, "learning_rate": 1e-3} | train
+            ),
+        )
+        return job, open_checkpoint(str(golden / "teacher"), vision_config=golden / "clip").load_model()
+
+    def make(name: str, kept: dict[str, Any], **train: Any) -> tuple[TrainJob, VisionLanguageModel]:
+        if name == "mobilevlm":
+            return original(kept, **train)
+        job = family_job(name, store=family_store(name, **{**NOTHING, **kept}), **train)
+        return job, open_checkpoint(str(checkpoint(name, **TEACHER))).load_model()
+
+    return make
 
 
 def opened(job: TrainJob) -> tuple[DistilledStudent, Any]:
@@ -104,16 +153,12 @@ def test_relations_are_those_of_both_live_models(
     of: str,
     kept: dict[str, str],
     tolerance: float,
-    family_job: Callable[..., TrainJob],
-    family_store: Callable[..., Path],
-    checkpoint: Callable[..., Path],
+    pair: Pair,
 ) -> None:
     """Images of different numbers of tokens and text-only samples in one batch; loops over samples and images."""
-    store = family_store(name, **{**NOTHING, **kept})
     layer = {"relations_layer": 1} if of.startswith("layer") else {}
-    job = family_job(name, store=store, losses={**OTHERS, "relation": 2.0, "relations_of": of, **layer})
+    job, teacher = pair(name, kept, losses={**OTHERS, "relation": 2.0, "relations_of": of, **layer})
     student, samples = opened(job)
-    teacher = open_checkpoint(str(checkpoint(name, **TEACHER))).load_model()
     places = list(range(len(samples)))
     found = student(batch_of(student, samples, places))["relation"]
     total, count = torch.zeros(()), 0
@@ -137,15 +182,11 @@ def test_relations_are_those_of_both_live_models(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_visual_logits_are_those_of_both_live_models(
-    name: str, family_job: Callable[..., TrainJob], family_store: Callable[..., Path], checkpoint: Callable[..., Path]
-) -> None:
+def test_visual_logits_are_those_of_both_live_models(name: str, pair: Pair) -> None:
     """Direct log-softmax of all logits at once against the fused chunks."""
-    store = family_store(name, **{**NOTHING, "vision_states": "float32"})
     settings = {"visual_logit": 2.0, "visual_logit_temperature": 1.5, "head_chunk_mib": 1}
-    job = family_job(name, store=store, losses={**OTHERS, **settings})
+    job, teacher = pair(name, {"vision_states": "float32"}, losses={**OTHERS, **settings})
     student, samples = opened(job)
-    teacher = open_checkpoint(str(checkpoint(name, **TEACHER))).load_model()
     num_tokens = compared_tokens(samples.reader, student.model.config)
     places = list(range(len(samples)))
     found = student(batch_of(student, samples, places))["visual_logit"]
@@ -167,20 +208,26 @@ def test_visual_logits_are_those_of_both_live_models(
 def test_norm_and_direction_are_those_of_both_live_models(
     name: str,
     source: str,
-    family_job: Callable[..., TrainJob],
-    family_store: Callable[..., Path],
-    checkpoint: Callable[..., Path],
+    pair: Pair,
     tmp_path: Path,
 ) -> None:
     """Class means by loops over the teacher's states; tokens that are rare have none."""
-    hidden = family_store(name, **{**NOTHING, "logits": {"kind": "hidden", "dtype": "float32"}})
-    store = hidden if source == "hidden" else family_store(name, **{**NOTHING, "state_norms": "float32"})
-    command = ["shards", "centres", str(hidden), "--out", str(tmp_path / "centres.safetensors"), "--min-count", "3"]
+    hidden: dict[str, Any] = {"logits": {"kind": "hidden", "dtype": "float32"}}
+    first, teacher = pair(name, hidden)
+    command = [
+        "shards",
+        "centres",
+        str(first.stores[0].path),
+        "--out",
+        str(tmp_path / "centres.safetensors"),
+        "--min-count",
+        "3",
+    ]
     written = CliRunner().invoke(main, command)
     assert written.exit_code == 0 and "left out" in written.output, written.output
-    job = family_job(name, store=store, losses={**OTHERS, "nd": 2.0}, centres=tmp_path / "centres.safetensors")
+    kept = hidden if source == "hidden" else {"state_norms": "float32"}
+    job, _ = pair(name, kept, losses={**OTHERS, "nd": 2.0}, centres=tmp_path / "centres.safetensors")
     student, samples = opened(job)
-    teacher = open_checkpoint(str(checkpoint(name, **TEACHER))).load_model()
     places = list(range(len(samples)))
     by_token: dict[int, list[Tensor]] = {}
     norms: list[list[Tensor]] = []
@@ -229,6 +276,21 @@ def whole_job(
         return family_job(name, store=store, losses={**OTHERS, **ALL_TERMS}, centres=file, **settings)
 
     return make
+
+
+@pytest.mark.parametrize("name", ["mobilevlm", "smolvlm"])
+def test_a_whole_run(name: str, pair: Pair, read_metrics: ReadMetrics, tmp_path: Path) -> None:
+    """Dump, class means, training, a student that all three terms have moved."""
+    first, _ = pair(name, {"logits": {"kind": "hidden"}})
+    command = ["shards", "centres", str(first.stores[0].path), "--out", str(tmp_path / "centres.safetensors")]
+    assert CliRunner().invoke(main, [*command, "--min-count", "2"]).exit_code == 0
+    settings: dict[str, Any] = {"steps": 8, "learning_rate": 1e-3, "warmup_ratio": 0, "micro_batch": 10}
+    losses = {**OTHERS, **ALL_TERMS, "relation": 20.0, "supervised": 0.01}
+    job, _ = pair(name, KEPT, losses=losses, centres=tmp_path / "centres.safetensors", **settings)
+    train(job)
+    lines = read_metrics(job.train.output)
+    for term in ALL_TERMS:
+        assert 0 < lines[-1][term] < lines[0][term], term
 
 
 def test_two_ranks_are_one(

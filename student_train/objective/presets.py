@@ -99,6 +99,23 @@ METHODS: Mapping[str, MethodPreset] = {
             "has no experts."
         ),
     ),
+    "em_kd": MethodPreset(
+        method="EM-KD",
+        source="arXiv 2511.21106",
+        losses={
+            "supervised": 1.0,
+            "logit": 0.5,
+            "logit_divergence": "reverse_kl",
+            "vsd": 0.25,
+            "vlad": 25.0,
+        },
+        store={"vision_states": "int8_group", "vision_text_affinity": "int8_unit"},
+        logits=ALL_KINDS,
+        differs=(
+            "Vision tokens are paired by place, which needs equally many on both sides; the paper's students have fewer"
+            " and are matched (`vision_matching: hungarian`)."
+        ),
+    ),
     "mcd": MethodPreset(
         method="MCD",
         source="arXiv 2609.39920",

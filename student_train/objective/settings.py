@@ -318,8 +318,10 @@ class LossConfig(_Weights):
 
     @property
     def chosen_settings(self) -> dict[str, Any]:
-        """The settings that are not the defaults, without the weights; plain values."""
-        return {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in TERMS}
+        """The settings that are not the defaults, without the weights, as plain values; and the used divergence."""
+        used = {"logit_divergence": self.logit_divergence} if "logit" in self.weights else {}
+        chosen = {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in TERMS}
+        return used | chosen
 
     @property
     def recorded_layers(self) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def test_explicit_keys_override_it(preset: Any) -> None:
     losses = config(preset=preset, losses={"supervised": 0.25, "logit": 0.0}).losses
     own = {name: value for name, value in config(preset=preset).losses.weights.items() if name != "logit"}
     assert losses.weights == {**own, "supervised": 0.25}
-    assert losses.chosen_settings == config(preset=preset).losses.chosen_settings
+    settings = config(preset=preset).losses.chosen_settings
+    assert {"logit_divergence": settings["logit_divergence"], **losses.chosen_settings} == settings
 
 
 @pytest.mark.parametrize("preset", METHODS)

@@ -7,7 +7,7 @@ store), and with the teacher in the same process.
         --teacher-layers 1 --samples 1 --variant supervised --variant stored
     python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096 --micro-batch 8 --samples 8 \
         --variant supervised --variant stored --beside before
-    python benchmarks/train.py --objectives all --markdown
+    python benchmarks/train.py --objectives all --rounds 4 --write-docs
     python benchmarks/train.py --variant supervised --variant stored2 --variant stem --variant stem2 --variant stem3
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 \
         --optimizer adamw_8bit --micro-batch 4 --samples 32 --cap-gib 24
@@ -58,6 +58,7 @@ from typing import Any, get_args
 import click
 from cases.measuring import machine
 from cases.objective_variants import CENTRES, ObjectiveVariant, objective_variants, store_of
+from demo_rows.document_marks import write_between_marks
 from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml
@@ -66,6 +67,8 @@ from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+OBJECTIVES_MARK = "table of benchmarks/train.py --objectives"
 VARIANTS = {
     "supervised": "(a) supervised only",
     "stored": "(b) from the store",
@@ -110,6 +113,7 @@ HEAD_SIZE = 64
 @click.option("--one-at-a-time", is_flag=True, help="One after the other, where one device cannot hold all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
 @click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
+@click.option("--write-docs", is_flag=True, help="Put the table of --objectives into docs/benchmarks.md.")
 def main(
     out: Path | None,
     variant: tuple[str, ...],
@@ -117,6 +121,7 @@ def main(
     at_once: int,
     rounds: int,
     markdown: bool,
+    write_docs: bool,
     **options: Any,
 ) -> None:
     """Measure time and memory of a step of each variant."""
@@ -126,7 +131,11 @@ def main(
         if objectives is not None:
             chosen = named_objectives(objectives)
             configs = prepare_objectives(folder, chosen, **options)
-            print(objective_table(chosen, measure_objectives(configs, rounds, at_once), markdown))
+            found = measure_objectives(configs, rounds, at_once)
+            print(objective_table(chosen, found, markdown))
+            if write_docs:
+                text = f"{machine()}; {at_once} at a time, one thread each; {rounds} rounds.\n\n"
+                write_between_marks(DOCUMENT, OBJECTIVES_MARK, text + objective_table(chosen, found, True))
             return
         names = variant or BY_DEFAULT
         configs = prepare(folder, names, **options)

@@ -22,6 +22,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
@@ -56,7 +57,8 @@ def collate(
     """One micro-batch with its targets.
 
     Args:
-        targets: which of `attention`, `vision_top`, `vision_all`, `logits` and `counterfactual` the losses need.
+        targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_relations`,
+            `state_norms` and `counterfactual` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
@@ -81,6 +83,9 @@ def collate(
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
+        vision_states_PD=_further(with_image, VISION_STATES) if "vision_states" in targets and with_image else None,
+        vision_relations_R=_relations(with_image) if "vision_relations" in targets and with_image else None,
+        state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
@@ -193,6 +198,16 @@ def _blocks(target: Target | None) -> Sequence[Target | None]:
 def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     """[P, Dt] of every image."""
     return [image for record in records for image in record.vision_embeddings or ()]
+
+
+def _further(records: Sequence[Record], name: str) -> EncodedTensor:
+    """A further target of all records, joined."""
+    return _coded_rows([record.more[name] for record in records])  # type: ignore[misc]  # no logits
+
+
+def _relations(records: Sequence[Record]) -> EncodedTensor:
+    """[R] of the images of all records; a store keeps one kind of relations."""
+    return _further(records, RELATIONS if RELATIONS in records[0].more else PROJECTOR_RELATIONS)
 
 
 def _top_index(records: Sequence[Record]) -> Tensor:

@@ -23,7 +23,7 @@ BOUNDS = {"float32": (1e-6, 1e-5), "bfloat16": (2e-3, 5e-2)}
 OF_DIFFERENCES = 2e-2
 CASES = [
     *((kind, "float32", ONE) for kind in STORES),
-    *((kind, "bfloat16", ONE) for kind in ("compact", "full", "stem", "sampled_layers", "counterfactual")),
+    *((kind, "bfloat16", ONE) for kind in ("compact", "full", "stem", "sampled_layers", "counterfactual", "states")),
     ("compact", "float32", SEVERAL),
     ("compact", "float32", TEXT),
     ("stem", "float32", SEVERAL),
@@ -32,6 +32,8 @@ CASES = [
     ("stem_layers", "float32", SEVERAL),
     ("counterfactual", "float32", SEVERAL),
     ("counterfactual", "float32", TEXT),
+    *(("states", "float32", ids) for ids in (SEVERAL, TEXT)),
+    ("stem_relations", "float32", TEXT),
 ]
 
 

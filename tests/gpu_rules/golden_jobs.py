@@ -55,7 +55,7 @@ STORES: dict[str, dict[str, Any]] = {
     "layer_relations": {"profile": "compact", "vision_relations": "float16", "relations_of": "layer_1"},
     "stem_relations": {"profile": "stem"},
 }
-# of the stores that the default losses do not fit, or whose targets they leave out, and of further divergences
+# of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled_layers": {
         "logit_divergence": "forward_kl",
@@ -63,14 +63,7 @@ LOSSES: dict[str, dict[str, Any]] = {
         "attention_form": "kl",
         "attention_heads": "grouped",
     },
-    "full": {"logit_divergence": "taid"},
-    "topk_means": {
-        "logit_divergence": "taid",
-        "taid": {"form": "bucketed"},
-        "attention_layers": "0%-100%",
-        "attention_form": "cosine",
-        "attention_heads": "mean",
-    },
+    "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0},

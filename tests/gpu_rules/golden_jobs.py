@@ -54,6 +54,8 @@ STORES: dict[str, dict[str, Any]] = {
     },
     "layer_relations": {"profile": "compact", "vision_relations": "float16", "relations_of": "layer_1"},
     "stem_relations": {"profile": "stem"},
+    "em_kd": {"vision_states": "float16", "vision_text_affinity": "float16"},
+    "matched": {"profile": "compact", "vision_states": "float16", "vision_text_affinity": "float16"},
 }
 # of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
@@ -70,6 +72,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
     "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
     "stem_relations": {"relation": 1.0, "relations_of": "projector"},
+    "em_kd": {"vsd": 0.25, "vlad": 25.0},
+    "matched": {"vsd": 0.25, "vlad": 25.0, "vision_matching": "hungarian"},
 }
 TWO_IMAGES = {
     "id": "two",

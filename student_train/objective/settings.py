@@ -59,7 +59,7 @@ class LossConfig(_Weights):
         supervised_on_generated: factor of the cross-entropy at the tokens of answers that a model wrote (turns with
             `generated`, as `alignkd generate` marks them); 0 trains on none of them. The term is the mean of factor
             times cross-entropy over all supervised positions. Validation reports plain cross-entropy.
-        logit_divergence: divergence of the logit loss; formulas in `losses/logits/divergences.py`. Those on the support
+        logit_divergence: divergence of the logit loss; formulas in docs/objectives.md. Those on the support
             compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
             an unknown tail allows.
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, Field, create_model, model_validator
@@ -14,6 +13,7 @@ from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.losses.logits.divergences import named_divergence
 from alignkd.student_train.losses.logits.rows import RowDivergence
+from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
@@ -21,6 +21,7 @@ from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
 from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
+from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.objective.vision.settings import RelationRows, VisionSettings, VisualDivergence
@@ -28,6 +29,8 @@ from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings
 
+# (1 + p)^100 is finite in float32
+MAX_GAMMA = 100
 VisionMatching = Literal["place", "hungarian"]
 # the terms whose vision tokens `vision_matching` chooses
 MATCHED = ("vsd", "vlad")
@@ -56,7 +59,7 @@ class LossConfig(_Weights):
         supervised_on_generated: factor of the cross-entropy at the tokens of answers that a model wrote (turns with
             `generated`, as `alignkd generate` marks them); 0 trains on none of them. The term is the mean of factor
             times cross-entropy over all supervised positions. Validation reports plain cross-entropy.
-        logit_divergence: divergence of the logit loss; formulas in `losses/logits/divergences.py`. Those on the support
+        logit_divergence: divergence of the logit loss; formulas in docs/objectives.md. Those on the support
             compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
             an unknown tail allows.
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
@@ -68,6 +71,7 @@ class LossConfig(_Weights):
             0.5).
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
+        taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
         relations_of: the states that the loss `relation` compares: `last_hidden`, the last hidden states after the
             final norm; `projector`, the projector's output; `layer_K`, the output of the teacher's decoder layer K.
@@ -101,10 +105,11 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    ofa_gamma: Positive | None = None
+    ofa_gamma: float | None = Field(default=None, ge=1, le=MAX_GAMMA)
     akl_head: float | None = Field(default=None, gt=0, lt=1)
     bild: BildConfig | None = None
     sinkhorn: SinkhornConfig | None = None
+    taid: TaidConfig | None = None
     temperature: Positive = 1.0
     relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
     relations_layer: CountFromZero | None = None
@@ -244,6 +249,30 @@ class LossConfig(_Weights):
         """The divergence of the logit loss, with its settings."""
         return DIVERGENCES[self.logit_divergence].make(self)
 
+    @property
+    def taid_of_logit(self) -> TaidConfig | None:
+        """`taid` of a logit loss that has a weight and is TAID; None of any other."""
+        is_taid = self.logit_divergence == "taid" and "logit" in self.weights
+        return (self.taid or TaidConfig()) if is_taid else None
+
+    @property
+    def first_step_values(self) -> dict[str, float]:
+        """The `step_values` of `HeadInputs` before the first step."""
+        config = self.taid_of_logit
+        return {} if config is None else {SHARE: config.start}
+
+    @property
+    def for_validation(self) -> Self:
+        """The same terms in a form that does not change from step to step and can be compared between runs.
+
+        Cross-entropy is plain, whatever its factor on answers of a model. TAID's loss is smaller the less its t is, for
+        the same student: validated is forward KL, which it becomes at t = 1.
+        """
+        plain: dict[str, Any] = {"supervised_on_generated": 1.0}
+        if self.logit_divergence == "taid":
+            plain |= {"logit_divergence": "forward_kl", "taid": None}
+        return self.model_copy(update=plain)
+
     def head_inputs(
         self,
         labels_N: Tensor,
@@ -252,14 +281,14 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
-        step_values: Mapping[str, float] = MappingProxyType({}),
+        step_values: Mapping[str, float] | None = None,
         positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
-            step_values: as in `HeadInputs`.
+            step_values: as in `HeadInputs`; None: those before the first step.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
         factors_N = None
@@ -276,7 +305,7 @@ class LossConfig(_Weights):
             num_tokens=num_tokens,
             divergence=divergence,
             temperature=self.temperature,
-            step_values=step_values,
+            step_values=self.first_step_values if step_values is None else step_values,
             groups=groups,
             label_factors_N=factors_N,
         )

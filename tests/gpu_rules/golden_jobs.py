@@ -115,7 +115,7 @@ class GoldenJobs:
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
         """A training of two steps of two micro-batches each from the CPU's store, in a folder `name`."""
-        dtype, losses = settings.pop("dtype", "float32"), {"losses": LOSSES.get(kind, {})}
+        dtype, losses = settings.pop("dtype", "float32"), {"losses": settings.pop("losses", LOSSES.get(kind, {}))}
         if "nd" in losses["losses"]:
             settings["centres"] = self.centres()
         given = {"steps": 2, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 1}

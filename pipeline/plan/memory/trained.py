@@ -22,7 +22,8 @@ def adapter_parameters(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
     return {
         "attn_adapter": (load.teacher_heads + 1) * model.size.num_heads,
         "proj_adapter": (load.teacher_hidden + 1) * model.size.hidden_size,
-        "state_adapter": load.teacher_hidden * model.size.hidden_size,
+        # only runs that need it have it
+        **({"state_adapter": load.teacher_hidden * model.size.hidden_size} if load.state_adapter else {}),
     }
 
 

@@ -12,8 +12,8 @@ from alignkd.pipeline.shards.options import STORE, progress_bar
 
 # names in the file, which `student_train/objective/centres.py` reads
 TOKENS, CENTRES, COUNTS = "tokens", "centres", "counts"
-# in its metadata: the fingerprint of the teacher's weights. The only entry: safetensors writes several in any order, and
-# a run that is resumed compares the file's checksum
+# in its metadata: the fingerprint of the teacher's weights. It is the only entry, because safetensors writes several in
+# any order, and a run that is resumed compares the file's checksum
 TEACHER = "class_means_of"
 
 

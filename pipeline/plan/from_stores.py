@@ -239,6 +239,7 @@ def _load(
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
         state_adapter="state_adapter" in adapters and shapes.hidden_size != student.size.hidden_size,
+        relations="relation" in train.losses.weights,
         head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         batch_bytes=largest.samples * (student.array_bytes_of(vision) + targets),
     )

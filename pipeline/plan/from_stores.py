@@ -46,7 +46,7 @@ class TrainingPlan:
         per_pass: samples of one pass.
         steps: optimiser steps on one device; of an extension from the beginning of the run that it extends.
         samples_seen: samples of all steps.
-        longest: embedded tokens of the longest sample of all stores.
+        longest: embedded tokens of the longest sample that is trained on or held out.
         mean_tokens: mean over a pass.
         padding: padded / real positions of the first steps on one device.
         student: memory of training.
@@ -147,7 +147,8 @@ def training_plan(
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
     mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
-    load = _load(config, options, student, readers, lengths)
+    used = np.union1d(mixture.trained, held_out)
+    load = _load(config, options, student, readers, lengths, used)
     steps, device = (
         train.optimiser_steps(mixture.per_pass, 1),
         options.gpu_memory or device_named(options.device).memory,
@@ -170,7 +171,7 @@ def training_plan(
         per_pass=mixture.per_pass,
         steps=steps,
         samples_seen=seen,
-        longest=int(lengths.max()),
+        longest=int(lengths[used].max()),
         mean_tokens=float(np.average(lengths, weights=weights)),
         padding=padding,
         student=student_memory(student, load),
@@ -200,14 +201,15 @@ def _load(
     student: ModelShapes,
     readers: Sequence[StoreReader],
     lengths: NDArray[np.int64],
+    used: NDArray[np.int64],
 ) -> StudentLoad:
-    """A micro-batch padded to the longest sample of all stores."""
+    """A micro-batch padded to the longest sample that is used, of all stores."""
     assert config.student is not None and config.train is not None
     train, first = config.train, readers[0]
-    shapes, largest = first.manifest.shapes, LargestMicroBatch.of(train, lengths, options.devices)
-    queries = largest.most(_over(readers, "num_queries"))
-    blocks = int(_over(readers, "num_images").max()) if shapes.vision_tokens is not None else 1
-    vision = largest.most(_vision(student, readers))
+    shapes, largest = first.manifest.shapes, LargestMicroBatch.of(train, lengths[used], options.devices)
+    queries = largest.most(_over(readers, "num_queries")[used])
+    blocks = int(_over(readers, "num_images")[used].max()) if shapes.vision_tokens is not None else 1
+    vision = largest.most(_vision(student, readers)[used])
     stem = stem_of_run(first, train)
     adapters = {TERMS[name].adapter for name in train.losses.weights}
     stored = sum(sum(entry.bytes for entry in commit.files) for reader in readers for commit in reader.commits)
@@ -217,7 +219,7 @@ def _load(
         micro_batch=largest.samples,
         token_budget=train.token_budget or 0,
         length=largest.length,
-        supervised=largest.most(_over(readers, "num_supervised")),
+        supervised=largest.most(_over(readers, "num_supervised")[used]),
         vision=vision,
         queries=queries * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=shapes.num_heads,

@@ -66,7 +66,7 @@ def load_micro_batches(
     Raises:
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
-    if not workers and len(steps) * divisions.order.global_batch > len(samples):
+    if not workers and len(steps) * divisions.order.global_batch > min(len(samples), divisions.order.num_samples):
         samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
     def make(number: tuple[int, int]) -> TrainBatch:

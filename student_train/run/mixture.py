@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
+from alignkd.storage.tools.select.selection import Selection
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.sources import shown_names, sources_of
 from alignkd.student_train.errors import TrainError
@@ -40,10 +41,12 @@ class Mixture:
     Attributes:
         stores: the stores of the run.
         portions: store by store; their sources in the order of the store. None is empty.
+        lists: the list of samples of each store; None: all samples of it.
     """
 
     stores: tuple[TrainStore, ...]
     portions: tuple[Portion, ...]
+    lists: tuple[Selection | None, ...] = ()
 
     @classmethod
     def of(
@@ -63,8 +66,12 @@ class Mixture:
             held_out: positions of samples that are not trained on.
 
         Raises:
-            TrainError: a source with a weight is in no store, or no sample of one of several stores is trained on.
+            TrainError: a source with a weight is in no store, or no sample of a store with a list or of one of several
+                stores is trained on.
+            StoreError: a list of samples cannot be read, or was made for another store.
         """
+        lists = [None if store.samples is None else Selection.read(store.samples) for store in stores]
+        left_out = _left_out(stores, readers, lists, held_out)
         portions = [
             Portion(
                 name=name,
@@ -74,21 +81,26 @@ class Mixture:
             )
             for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
             for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
-            if len(trained := positions if held_out is None else np.setdiff1d(positions, held_out))
+            if len(trained := np.setdiff1d(positions, left_out))
         ]
         _check_sources(readers, source_weights)
         sizes = [
             sum(portion.part.weight * len(portion.part.positions) for portion in _of_store(portions, store))
             for store in stores
         ]
-        if len(stores) > 1:
+        if len(stores) > 1 or any(found is not None for found in lists):
             _check_none_is_empty(stores, readers, sizes)
         weights = {store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)}
         weighted = (
             replace(portion, part=replace(portion.part, weight=portion.part.weight * weights[portion.store]))
             for portion in portions
         )
-        return cls(stores=tuple(stores), portions=tuple(weighted))
+        return cls(stores=tuple(stores), portions=tuple(weighted), lists=tuple(lists))
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """Positions of all samples that are trained on, int64, ascending."""
+        return np.sort(np.concatenate([portion.part.positions for portion in self.portions]))
 
     @property
     def per_pass(self) -> int:
@@ -129,7 +141,13 @@ class Mixture:
         ]
 
     def lines(self) -> Iterator[str]:
-        """A line for each portion; none for one source whose samples are seen once per pass."""
+        """A line for each list of samples and each portion; none for one source that is seen once per pass."""
+        for store, chosen in zip(self.stores, self.lists, strict=True):
+            if chosen is not None:
+                yield (
+                    f"store {store.shown_name}: {len(chosen.kept)} of {chosen.num_samples} samples, chosen by "
+                    f"{chosen.by} ({store.samples})"
+                )
         if len(self.portions) == 1 and self.is_plain:
             return
         for row in self.rows():
@@ -167,6 +185,21 @@ def _by_source(
             yield name, sources[number], start + own
 
 
+def _left_out(
+    stores: Sequence[TrainStore],
+    readers: Sequence[StoreReader],
+    lists: Sequence[Selection | None],
+    held_out: NDArray[np.int64] | None,
+) -> NDArray[np.int64]:
+    """Positions of samples that are held out, or not in the list of their store, int64."""
+    found = [np.zeros(0, np.int64) if held_out is None else held_out]
+    for store, chosen, (reader, start) in zip(stores, lists, _with_starts(readers), strict=True):
+        if chosen is not None:
+            kept = chosen.positions(reader, f"samples {store.samples}")
+            found.append(start + np.setdiff1d(np.arange(len(reader)), kept))
+    return np.unique(np.concatenate(found))
+
+
 def _of_store(portions: Sequence[Portion], store: TrainStore) -> list[Portion]:
     return [portion for portion in portions if portion.store == store.shown_name]
 
@@ -186,6 +219,8 @@ def _check_none_is_empty(stores: Sequence[TrainStore], readers: Sequence[StoreRe
     for store, reader, size in zip(stores, readers, sizes, strict=True):
         if not size:
             held_out = "train.validation.share holds out all of them; lower it, or " if len(reader) else ""
+            if store.samples is not None:
+                held_out = f"{store.samples} keeps none that is not held out for validation; choose others, or "
             raise TrainError(
                 f"store {store.shown_name}: none of {len(reader)} samples is trained on; {held_out}leave it out"
             )

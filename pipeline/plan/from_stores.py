@@ -20,8 +20,10 @@ from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
-from alignkd.pipeline.plan.time.padding import training_padding
-from alignkd.storage import StoreError, StoreReader
+from alignkd.pipeline.plan.time.padding import STEPS, training_padding
+from alignkd.storage import SampleOrder, StoreError, StoreReader
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
@@ -52,7 +54,7 @@ class TrainingPlan:
         student: memory of training.
         table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
         hours: device -> hours of the whole training on one such device.
-        notes: lines on stored targets that no loss compares with.
+        notes: lines on stored targets that no loss compares with, and on the choice of samples.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
     """
 
@@ -145,16 +147,19 @@ def training_plan(
     readers = [_opened(store.path) for store in job.stores]
     check_stores_agree(readers, train)
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
-    mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
+    mixture = Mixture.of(
+        job.stores, readers, job.source_weights, held_out=held_out, domain_weights=train.domain_weights
+    )
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
-    used = np.union1d(mixture.trained, held_out)
+    measured = np.concatenate([portion.measured for portion in mixture.portions])
+    used = np.unique(np.concatenate([mixture.trained, held_out, measured]))
     load = _load(config, options, student, readers, lengths, used)
     steps, device = (
         train.optimiser_steps(mixture.per_pass, 1),
         options.gpu_memory or device_named(options.device).memory,
     )
     seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
-    order = mixture.order(train.seed, train.global_batch_size(1))
+    order = _first_order(mixture, train)
     padding = training_padding(train, lengths, order)
     shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
@@ -163,6 +168,7 @@ def training_plan(
         shape,
         per_pass=mixture.per_pass,
         held_out=len(held_out),
+        measured=len(measured),
         stem=0.0 if stem is None else _stem_operations(stem, shape["tokens"]),
     )
     return TrainingPlan(
@@ -179,9 +185,32 @@ def training_plan(
         hours={name: training_hours(config, operations, found) for name, found in DEVICES.items()},
         gpu_memory=device,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
-        notes=[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
+        notes=[
+            *[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
+            *_notes_on_samples(mixture),
+        ],
         evaluation=plan_evaluation(config, shapes, trained),
     )
+
+
+def _first_order(mixture: Mixture, train: TrainConfig) -> SampleOrder:
+    """The order of the run; weights of domains, which follow the student, are taken to be equal in the first steps."""
+    order = mixture.order(train.seed, train.global_batch_size(1))
+    if isinstance(order, DomainOrder):
+        while not order.knows(STEPS):
+            order.add([1 / len(order.domains)] * len(order.domains))
+    return order
+
+
+def _notes_on_samples(mixture: Mixture) -> list[str]:
+    """Lines on lists of samples, and on weights that only the run will find."""
+    found = [] if mixture.domain_weights is None and not any(mixture.lists) else list(mixture.lines())
+    if (weights := mixture.domain_weights) is not None:
+        found.append(
+            f"weights of domains follow the student ({weights.method}); shares of a pass and hours are those of equal "
+            "frequency of all samples"
+        )
+    return found
 
 
 def _opened(path: Path | str) -> StoreReader:

@@ -38,6 +38,8 @@ ADAPTERS = "adapters"
 # optimiser and number of processes that wrote the checkpoint; another run may go on with others
 WRITER = "writer"
 NUM_RECORDS = "num_records"
+# in checkpoints, and in the mark of a finished run: see `DomainHistory`
+DOMAIN_WEIGHTS = "domain_weights"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
@@ -99,6 +101,7 @@ def save_checkpoint(
     kept: bool = False,
     best_step: int | None = None,
     validation: Mapping[str, Any] | None = None,
+    domain_weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `folder/step-N` and drop old ones; called by ALL ranks, written by the first.
 
@@ -107,6 +110,7 @@ def save_checkpoint(
         kept: this one remains also when it is not among them.
         best_step: the checkpoint of this step is not dropped.
         validation: state of the validations, kept as `validation` in `state.json`.
+        domain_weights: weights of the domains in each interval so far, kept as `domain_weights`.
 
     Raises:
         TrainError: the disk is full or not writable; no incomplete checkpoint remains.
@@ -123,6 +127,8 @@ def save_checkpoint(
         document[WRITER] = {"optimizer": engine.optimizer, "processes": ranks.world_size}
         if validation is not None:
             document["validation"] = dict(validation)
+        if domain_weights is not None:
+            document[DOMAIN_WEIGHTS] = dict(domain_weights)
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
         shutil.rmtree(temporary, ignore_errors=True)
     # All ranks raise an error of the first one: otherwise they would wait for it in the next step.

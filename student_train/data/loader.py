@@ -1,6 +1,6 @@
 """The stream of one rank's micro-batches: a pure function of order and lengths, resumable at any optimiser step."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,32 @@ def load_micro_batches(
     if not workers and len(steps) * divisions.order.global_batch > min(len(samples), divisions.order.num_samples):
         samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
-    def make(number: tuple[int, int]) -> TrainBatch:
-        """The micro-batch of this step and this number within the step."""
-        step, place = number
-        positions = divisions.of_step(step).of_rank(ranks.rank)[place]
+    def make(positions: NDArray[np.int64] | None) -> TrainBatch | None:
+        """The micro-batch of these samples."""
+        if positions is None:
+            return None
         return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
 
-    numbers = divisions.numbers(steps)
-    return FromWorkers(make, numbers, workers) if workers else map(make, numbers)
+    # The samples are looked up in this process: an order whose weights change is not the one that workers inherited.
+    wanted = divisions.positions(steps, ranks.rank)
+    return KnownBatches(make, wanted, workers) if workers else _made(make, wanted)
+
+
+class KnownBatches(FromWorkers):
+    """Micro-batches that workers prepare; those that were requested before their samples were known are passed over."""
+
+    def __next__(self) -> TrainBatch:
+        while (batch := super().__next__()) is None:
+            continue
+        found: TrainBatch = batch
+        return found
+
+
+def _made(
+    make: Callable[[NDArray[np.int64] | None], TrainBatch | None], wanted: Iterator[NDArray[np.int64] | None]
+) -> Iterator[TrainBatch]:
+    """Each micro-batch when it is requested; its samples are known then."""
+    for positions in wanted:
+        batch = make(positions)
+        assert batch is not None, "the weights of this interval are not measured yet"
+        yield batch

@@ -14,6 +14,7 @@ from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Division, Divisions
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
@@ -59,6 +60,7 @@ class StepPlan:
         kinds: samples of the global batch by kind.
         weights: weight of each loss term.
         attention_weight: that of the attention loss if it changes with the step, else None.
+        domain_weights: weight of each domain by its name, if they follow the student; otherwise {}.
     """
 
     positions: NDArray[np.int64]
@@ -69,6 +71,7 @@ class StepPlan:
     learning_rate: float
     tokens: int
     kinds: dict[str, int]
+    domain_weights: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,14 @@ class RunPlan:
             learning_rate=config.learning_rate * factor,
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
+            domain_weights=self._domain_weights(number),
         )
+
+    def _domain_weights(self, step: int) -> dict[str, float]:
+        if not isinstance(self.order, DomainOrder):
+            return {}
+        names = (portion.name for portion in self.mixture.portions)
+        return dict(zip(names, self.order.weights_of(step), strict=True))
 
     def step_sources(
         self, step: StepPlan, counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
@@ -217,7 +227,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
-    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=held_out)
+    mixture = Mixture.of(
+        stores, samples.readers, job.source_weights, held_out=held_out, domain_weights=job.train.domain_weights
+    )
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     settings = deciding_settings(job, student, samples.readers, mixture, ranks)
     if (extension := find_extension(job.train, ranks)) is not None:

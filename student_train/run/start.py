@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.student_train.checkpoints.checkpoint import (
+    DOMAIN_WEIGHTS,
     WRITER,
     Checkpoint,
     TrainState,
@@ -15,6 +16,8 @@ from alignkd.student_train.checkpoints.checkpoint import (
 )
 from alignkd.student_train.checkpoints.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.config import OptimizerName, samples_of_epochs
+from alignkd.student_train.data.domains.history import DomainHistory
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
@@ -65,6 +68,8 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
     _log_finished(output, finished)
     if not is_exported(output, plan.student, plan.job.trained):
         return None
+    if isinstance(plan.order, DomainOrder):  # samples are counted by the order
+        plan.order.restore(DomainHistory.of(finished[DOMAIN_WEIGHTS]).weights)
     validation = outcome_of(finished)
     return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True, validation=validation)
 

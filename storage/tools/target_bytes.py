@@ -9,15 +9,18 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.columns.shard import Column, columns_of
 from alignkd.storage.schema.targets.attention import NAMES
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB
 from alignkd.storage.tools.stats import payload_bytes
 
 TARGETS: Final = ("attention", "vision_top", "vision_all", "logits")
 COUNTERFACTUAL: Final = "counterfactual"
+SEQUENCE: Final = SEQUENCE_LOGPROB
 # what is not a target: texts, ids, positions
 INPUTS: Final = "inputs"
 _OF_GROUP: Mapping[str, str] = {
     **dict.fromkeys(("attention", *NAMES.values()), "attention"),
     **dict.fromkeys((FULL, REMOVED, ADVANTAGE, EVIDENCE, f"{FULL}_entry", f"{REMOVED}_entry"), COUNTERFACTUAL),
+    SEQUENCE_LOGPROB: SEQUENCE,
     **dict.fromkeys(("top", "top_scale"), "vision_top"),
     **dict.fromkeys(("image", "image_token"), "vision_all"),
     "entry": "logits",
@@ -25,7 +28,7 @@ _OF_GROUP: Mapping[str, str] = {
 
 
 def target_of(column: Column) -> str:
-    """The target that a stored array belongs to: one of `TARGETS`, `COUNTERFACTUAL`, or `INPUTS`."""
+    """The target that a stored array belongs to: one of `TARGETS`, `COUNTERFACTUAL`, `SEQUENCE`, or `INPUTS`."""
     if column.group == "supervised" and column.name != "supervised_positions":
         return "logits"
     return _OF_GROUP.get(column.group, INPUTS)

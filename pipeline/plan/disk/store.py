@@ -21,7 +21,7 @@ from alignkd.storage.schema.commit_record import CommitRecord, FileEntry, Totals
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.storage.schema.targets.attention import attention_targets
-from alignkd.storage.tools.target_bytes import COUNTERFACTUAL, INPUTS, TARGETS, target_of
+from alignkd.storage.tools.target_bytes import COUNTERFACTUAL, INPUTS, SEQUENCE, TARGETS, target_of
 
 # what is neither a target nor inputs: indexes, commit records, manifest; files of the store as a whole
 OVERHEAD, ATTACHMENTS = "overhead", "attachments"
@@ -33,8 +33,8 @@ class StoreSize:
     """Bytes of a whole store.
 
     Attributes:
-        by_target: bytes of each of `TARGETS`, `inputs`, `overhead` and `attachments`; of a store with a counterfactual
-            pass also `counterfactual`.
+        by_target: bytes of each of `TARGETS`, `inputs`, `overhead` and `attachments`; `sequence_logprob` where the
+            store has it, and of a store with a counterfactual pass `counterfactual`.
     """
 
     by_target: Mapping[str, int]
@@ -42,7 +42,7 @@ class StoreSize:
     @property
     def of_targets(self) -> int:
         """Bytes of all targets."""
-        return sum(self.by_target.get(target, 0) for target in (*TARGETS, COUNTERFACTUAL))
+        return sum(self.by_target.get(target, 0) for target in (*TARGETS, COUNTERFACTUAL, SEQUENCE))
 
     @property
     def total(self) -> int:
@@ -118,6 +118,7 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
             for pairs, target in attention_targets(manifest.stored_more).items()
         },
         **counterfactual_rows(manifest, rows),
+        **{target.name: np.ones_like(rows.tokens) for target in manifest.stored_more if target.rows == "record"},
     }
 
 

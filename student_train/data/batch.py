@@ -28,6 +28,7 @@ class TrainBatch:
         supervised_N: int64, supervised positions in the flattened [B * L]. They are computed on the host, so that no
             forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
+        positions_of_sample: supervised positions of each sample, plain integers.
         generated_N: bool, which of these tokens are of answers that a model wrote; None if no sample has any, or if no
             loss asks for them.
         attention: targets of eq. 1.
@@ -43,6 +44,7 @@ class TrainBatch:
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
+    positions_of_sample: tuple[int, ...]
     generated_N: Tensor | None = None
     attention: AttentionTargets | None = None
     vision_all_PD: EncodedTensor | None = None

@@ -95,6 +95,7 @@ def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
+        positions_of_sample=tuple(map(len, supervised)),
         generated_N=_generated(examples),
     )
 

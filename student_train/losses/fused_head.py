@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from alignkd.student_train.losses.inner_autograd import gradients_of
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
+from alignkd.student_train.losses.position_groups import chunks_of_groups
 from alignkd.vlm.families.family import Head
 
 CHUNK_BYTES = 64 << 20
@@ -65,6 +66,7 @@ def fused_head_losses(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     rows_of_position: int = 1,
+    groups: Sequence[int] = (),
 ) -> list[LossSum]:
     """The sum of every term over N positions, unweighted; its parts are the positions.
 
@@ -77,6 +79,8 @@ def fused_head_losses(
             small multiple of it. Apart from the [N, D] gradient of the states, the peak memory does not depend on N.
         rows_of_position: consecutive states that a term compares with one another; N is a multiple of it, and a chunk
             does not divide them.
+        groups: sizes of the groups of consecutive positions that a term compares with one another, of which a chunk has
+            as many as fit, but at least one; their sum is N. Empty: `rows_of_position` says what belongs together.
 
     Returns:
         Sums in float32 (float64 for float64 input); only the totals have a gradient. A float32 [V, D] and [N, D] are
@@ -90,8 +94,12 @@ def fused_head_losses(
     assert all(weight > 0 for weight in joint.weights), joint
     weight_VD = head.weight_VD
     fitting = chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD))
-    positions = rows_of_position * max(1, fitting // rows_of_position)
-    chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
+    if groups:
+        assert sum(groups) == len(hidden_ND), (groups, len(hidden_ND))
+        chunks = chunks_of_groups(groups, fitting)
+    else:
+        positions = rows_of_position * max(1, fitting // rows_of_position)
+        chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
     *totals, parts_TN = _FusedHead.apply(
         hidden_ND, weight_VD, head.bias_V, head, joint, chunks, torch.is_grad_enabled()
     )

@@ -69,6 +69,8 @@ class DistilledStudent(nn.Module):
         self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
+        # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
+        self.step_values: dict[str, float] = {}
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -148,6 +150,8 @@ class DistilledStudent(nn.Module):
             teacher_head,
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
+            step_values=self.step_values,
+            positions_of_sample=batch.positions_of_sample,
         )
         losses = fused_head_losses(
             hidden_ND,
@@ -155,6 +159,7 @@ class DistilledStudent(nn.Module):
             # all have the same count, so their weights relative to each other are those in the total
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
+            groups=inputs.groups,
         )
         names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples

@@ -1,6 +1,8 @@
 """Settings of the loss terms; their weights are keys made from the table `alignkd.student_train.objective.terms`."""
 
 import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -9,17 +11,14 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
-from alignkd.student_train.losses.logits.divergences import (
-    MIXED,
-    PLAIN,
-    SUPPORT,
-    Divergence,
-    LogitDivergence,
-    named_divergence,
-)
+from alignkd.student_train.losses.logits.rows import RowDivergence
+from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
+from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
+from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
+from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
@@ -49,6 +48,12 @@ class LossConfig(_Weights):
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
             distribution that comes first in the divergence for `skewed_reverse_kl` and `skewed_forward_kl` (default
             0.1). The plain divergences have none.
+        ofa_gamma: exponent of the label's weight in `ofa` (default 1, with which it is the cross-entropy of teacher and
+            student).
+        akl_head: share of the teacher's mass that the most probable tokens have which are the head in `akl` (default
+            0.5).
+        bild: settings of `bild`; None: its defaults.
+        sinkhorn: settings of `sinkhorn`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
@@ -72,6 +77,10 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
+    ofa_gamma: Positive | None = None
+    akl_head: float | None = Field(default=None, gt=0, lt=1)
+    bild: BildConfig | None = None
+    sinkhorn: SinkhornConfig | None = None
     temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
@@ -92,12 +101,9 @@ class LossConfig(_Weights):
         return self
 
     @model_validator(mode="after")
-    def _mixture_is_used(self) -> Self:
-        if self.logit_mixture is not None and self.logit_divergence in PLAIN:
-            raise ValueError(
-                f"logit_mixture is {self.logit_mixture}, but logit_divergence {self.logit_divergence!r} mixes nothing; "
-                f"leave logit_mixture out or take one of {', '.join(MIXED)}"
-            )
+    def _settings_of_divergence_are_used(self) -> Self:
+        if (problem := problem_of_settings(self)) is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -134,31 +140,7 @@ class LossConfig(_Weights):
             where: names the store.
             tail: `LogitsCodec.tail` of the store.
         """
-        if "logit" not in self.weights:
-            return []
-        found, problems = f"but {where} keeps logits {logits_kind!r}", []
-        if tail == "unknown" and not self.on_support:
-            problems.append(
-                f"losses.logit_divergence is {self.logit_divergence!r}, {found} with tail 'unknown', which leave only "
-                f"divergences on the support; set it to {', '.join(SUPPORT)}"
-            )
-        if self.on_support and logits_kind not in ("topk", "nucleus", "none"):
-            problems.append(
-                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which have no support of kept tokens; "
-                f"set it to {self.logit_divergence.removeprefix('support_')!r} or dump 'topk' or 'nucleus' logits"
-            )
-        elif logits_kind == "sampled" and self.logit_divergence != "forward_kl":
-            problems.append(
-                f"losses.logit_divergence is {self.logit_divergence!r}, {found}, which estimate 'forward_kl' only; "
-                "set it to 'forward_kl' or dump other logits"
-            )
-        tempered = ("full", "hidden", "none", *(("topk", "nucleus") if self.on_support else ()))
-        if logits_kind not in tempered and self.temperature != 1.0:
-            problems.append(
-                f"losses.temperature is {self.temperature}, {found}, which fit temperature 1.0 only; set it to 1.0 or "
-                "dump 'hidden' or 'full' logits"
-            )
-        return problems
+        return problems_with_store(self, logits_kind, where, tail) if "logit" in self.weights else []
 
     def problem_of_counterfactual(self, term: str, removed: str | None) -> str | None:
         """Why a term cannot use a store's counterfactual pass, in one line; None if it can.
@@ -189,14 +171,9 @@ class LossConfig(_Weights):
         return self.supervised_on_generated != 1.0
 
     @property
-    def on_support(self) -> bool:
-        """Whether the logit loss compares the teacher's kept tokens alone."""
-        return self.logit_divergence in SUPPORT
-
-    @property
-    def divergence(self) -> Divergence:
-        """The divergence of the logit loss, with its mixture."""
-        return named_divergence(self.logit_divergence, self.logit_mixture)
+    def divergence(self) -> RowDivergence:
+        """The divergence of the logit loss, with its settings."""
+        return DIVERGENCES[self.logit_divergence].make(self)
 
     def head_inputs(
         self,
@@ -206,23 +183,32 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
+        step_values: Mapping[str, float] = MappingProxyType({}),
+        positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
+            step_values: as in `HeadInputs`.
+            positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
         factors_N = None
         if self.weighs_generated and generated_N is not None:
             factors_N = torch.where(generated_N, self.supervised_on_generated, 1.0)
+        divergence = self.divergence
+        groups: tuple[int, ...] = ()
+        if targets is not None and divergence.group_positions is not None:
+            groups = position_groups(positions_of_sample or [len(labels_N)], divergence.group_positions)
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,
             teacher_head=teacher_head,
             num_tokens=num_tokens,
-            divergence=self.divergence,
+            divergence=divergence,
             temperature=self.temperature,
-            on_support=self.on_support,
+            step_values=step_values,
+            groups=groups,
             label_factors_N=factors_N,
         )
 

@@ -17,7 +17,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.fused_head import HeadTerm
-from alignkd.student_train.losses.logits.divergences import Divergence
+from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
@@ -108,7 +108,8 @@ class HeadInputs:
         num_tokens: the logit loss compares the first `num_tokens` columns, where the vocabularies of student and
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
-        on_support: whether the logit loss compares the teacher's kept tokens alone.
+        step_values: numbers that change from step to step and that the divergence reads by name.
+        groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
     """
 
@@ -116,9 +117,10 @@ class HeadInputs:
     targets: LogitTargets | None
     teacher_head: Head | None
     num_tokens: int | None
-    divergence: Divergence
+    divergence: RowDivergence
     temperature: float
-    on_support: bool = False
+    step_values: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
 
 

@@ -2,8 +2,8 @@
 
 Labels and a truncated teacher's entries are a few tokens per position: cross-entropy and logit loss then share the
 pass of `losses/logits/outcomes.py`. A teacher's full logits are compared token by token, so each term reads the logits
-itself. So it does where the vocabulary is padded: cross-entropy is over all columns, the logit loss over the
-tokenizer's.
+itself. So it does where a divergence needs the student at further tokens, and where the vocabulary is padded:
+cross-entropy is over all columns, the logit loss over the tokenizer's.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.losses.fused_head import JointTerms
-from alignkd.student_train.losses.logits.logit_loss import bucketed_loss, support_loss
+from alignkd.student_train.losses.logits.logit_loss import truncated_loss
 from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.sampled_logit import loss_of_draws
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
@@ -29,7 +29,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
     """The terms on logits that have a weight, in the order of `weights`."""
     own = {name: TERMS[name].on_logits for name in weights}
     names = [name for name, term in own.items() if term is not None]
-    apart = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.num_tokens is not None
+    all_columns = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.divergence.whole_student is not None
+    apart = all_columns or inputs.num_tokens is not None
     shared = frozenset() if "logit" in names and apart else frozenset(names) & {*SHARED}
     alone = {name: make(inputs) for name, make in own.items() if make is not None and name not in shared}
 
@@ -49,20 +50,29 @@ def _shared_terms(
     if "logit" in shared:
         assert isinstance(inputs.targets, TruncatedTargets | SampledTargets), inputs.targets
         teacher = inputs.targets.distribution(chunk)
+    labels_n = inputs.labels_N[chunk]
+    of_divergence = inputs.divergence if isinstance(teacher, TruncatedDistribution) else None
+    uses_labels = of_divergence is not None and of_divergence.uses_labels
     student = outcomes(
         logits_nV,
-        labels_N=inputs.labels_N[chunk] if "supervised" in shared else None,
+        labels_N=labels_n if "supervised" in shared or uses_labels else None,
         ids_NK=None if teacher is None else teacher.ids_NK,
         kept_NK=teacher.kept_NK if isinstance(teacher, TruncatedDistribution) else None,
+        squares=of_divergence is not None and of_divergence.uses_squares,
         overwrite=overwrite,
     )
     found = {}
     if "supervised" in shared:
         found["supervised"] = weighted_labels(inputs, cross_entropy(student).parts, chunk)
-    if isinstance(teacher, TruncatedDistribution) and inputs.on_support:
-        found["logit"] = support_loss(student, teacher, inputs.divergence, inputs.temperature).parts
-    elif isinstance(teacher, TruncatedDistribution):
-        found["logit"] = bucketed_loss(student, teacher, inputs.divergence).parts
+    if isinstance(teacher, TruncatedDistribution):
+        found["logit"] = truncated_loss(
+            inputs.divergence,
+            student,
+            teacher,
+            temperature=inputs.temperature,
+            labels_N=labels_n,
+            step_values=inputs.step_values,
+        ).parts
     elif teacher is not None:
         found["logit"] = loss_of_draws(student, teacher).parts
     return found

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
-from alignkd.student_train.losses.logits.divergences import SUPPORT, LogitDivergence, named_divergence
+from alignkd.student_train.losses.logits.divergences import SUPPORT, named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.objective.logits.divergence_table import LogitDivergence
 from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.families.family import Head

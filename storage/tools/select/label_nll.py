@@ -14,14 +14,9 @@ from alignkd.storage.read.logprobs import answers, distribution_of
 from alignkd.storage.record.encoded import as_float32
 from alignkd.storage.record.part import RecordPart
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB, has_sequence_logprob
 
-SEQUENCE_LOGPROB = "sequence_logprob"
 EXACT_KINDS = ("full", "hidden", "topk", "nucleus")
-
-
-def stores_the_sum(manifest: Manifest) -> bool:
-    """Whether the store keeps the log-probability of each record's labels together."""
-    return any(target.name == SEQUENCE_LOGPROB for target in manifest.stored_more)
 
 
 def check_gives_nll(manifest: Manifest, where: str) -> None:
@@ -34,7 +29,7 @@ def check_gives_nll(manifest: Manifest, where: str) -> None:
         StoreError: with the next step.
     """
     logits = manifest.codecs.logits
-    if stores_the_sum(manifest) or (logits.kind in EXACT_KINDS and logits.tail != "unknown"):
+    if has_sequence_logprob(manifest) or (logits.kind in EXACT_KINDS and logits.tail != "unknown"):
         return
     found = f"logits of kind {logits.kind}" + (" with an unknown tail" if logits.tail == "unknown" else "")
     raise StoreError(

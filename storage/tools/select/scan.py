@@ -15,12 +15,8 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.encoded import as_float32
 from alignkd.storage.record.part import RecordPart
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE
-from alignkd.storage.tools.select.label_nll import (
-    SEQUENCE_LOGPROB,
-    check_gives_nll,
-    mean_nll,
-    stores_the_sum,
-)
+from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB, has_sequence_logprob
+from alignkd.storage.tools.select.label_nll import check_gives_nll, mean_nll
 from alignkd.storage.tools.select.label_rank import label_ranks
 
 Progress = Callable[[int], object]
@@ -61,7 +57,7 @@ def mean_nlls(
     """
     where = f"store {reader.path}"
     check_gives_nll(reader.manifest, where)
-    stored = stores_the_sum(reader.manifest)
+    stored = has_sequence_logprob(reader.manifest)
     lm_head = None if stored else open_lm_head(reader.files, reader.manifest)
     if not stored and reader.manifest.codecs.logits.kind == "hidden" and lm_head is None:
         raise StoreError(f"{where}: logits.kind is hidden, but the teacher's lm_head is not attached; dump it again")

@@ -128,6 +128,7 @@ def _run_steps(
         while state.step < config.num_steps and not _is_ended(validation, weighing):
             step = plan.step(state.step)
             engine.start_step(state.step, micro_batches=len(step.division))
+            engine.student.group_sizes = step.group_sizes
             sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             outcome = _optimiser_step(engine, batches, tally, step.factor)

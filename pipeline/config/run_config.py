@@ -241,6 +241,11 @@ class RunConfig(DataAndTeacher):
             compared = [term for term, key in weighed.items() if key == "counterfactual"]
             found = [losses.problem_of_counterfactual(term, removed) for term in compared]
             problems += [f"train.{problem}" for problem in found if problem is not None]
+            if losses.logit_groups is not None and removed is None:
+                problems.append(
+                    f"train.losses.logit_groups is {losses.logit_groups!r}, but the teacher's counterfactual pass is "
+                    "not stored; leave it out or set store.counterfactual"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -23,8 +23,9 @@ def load_batch(
     targets: Collection[str],
     stem: StemLookup | None,
     attention: ChosenAttention | None = None,
+    high_share: float | None = None,
 ) -> TrainBatch:
-    """The samples at these positions as one batch; `targets`, `stem` and `attention` as of `collate`.
+    """The samples at these positions as one batch; `targets`, `stem`, `attention` and `high_share` as of `collate`.
 
     Raises:
         TrainError: a sample cannot be used.
@@ -35,6 +36,7 @@ def load_batch(
             targets=targets,
             attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
+            high_share=high_share,
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
@@ -50,6 +52,7 @@ def load_micro_batches(
     stem: StemLookup | None = None,
     attention: ChosenAttention | None = None,
     workers: int = 0,
+    high_share: float | None = None,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
 
@@ -62,6 +65,7 @@ def load_micro_batches(
         stem: computes the targets that are not stored.
         attention: the attention that batches carry; None: the first layer's.
         workers: processes that prepare batches; 0 prepares them in this process.
+        high_share: as of `collate`.
 
     Raises:
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
@@ -73,7 +77,7 @@ def load_micro_batches(
         """The micro-batch of these samples."""
         if positions is None:
             return None
-        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
+        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention, high_share=high_share)
 
     # The samples are looked up in this process: an order whose weights change is not the one that workers inherited.
     wanted = divisions.positions(steps, ranks.rank)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import Field, create_model, model_validator
@@ -24,6 +24,10 @@ from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, Positive, Settings
+
+LogitGroups = Literal["visual_advantage"]
+# of `logit_group_share`: ours, no paper gives one for stored targets
+DEFAULT_SHARE = 0.2
 
 if TYPE_CHECKING:
     _Weights = Settings
@@ -55,6 +59,11 @@ class LossConfig(_Weights):
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
+        logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the image
+            helps the teacher most plus the mean over all other positions, so that the few count as much as the many.
+            Samples without images have other positions only. Validation reports the plain mean. Needs a store with
+            `store.counterfactual`. None: one mean over all positions.
+        logit_group_share: share of a sample's positions in the first group (default 0.2), rounded down.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
             None: 8 on a CPU, whose cache holds as much, and 256 on a GPU.
@@ -82,6 +91,8 @@ class LossConfig(_Weights):
     bild: BildConfig | None = None
     sinkhorn: SinkhornConfig | None = None
     temperature: Positive = 1.0
+    logit_groups: LogitGroups | None = None
+    logit_group_share: float | None = Field(default=None, ge=0, le=1)
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
     attention_layers: LayerMap | None = None
@@ -104,6 +115,20 @@ class LossConfig(_Weights):
     def _settings_of_divergence_are_used(self) -> Self:
         if (problem := problem_of_settings(self)) is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_used(self) -> Self:
+        if self.logit_groups is not None and "logit" not in self.weights:
+            raise ValueError(
+                f"logit_groups is {self.logit_groups!r}, but logit is 0, so there is no logit loss; leave logit_groups "
+                "out or set logit above 0"
+            )
+        if self.logit_group_share is not None and self.logit_groups is None:
+            raise ValueError(
+                f"logit_group_share is {self.logit_group_share}, but logit_groups is not given, so there are no groups; "
+                "leave it out or set logit_groups to 'visual_advantage'"
+            )
         return self
 
     @model_validator(mode="after")
@@ -183,6 +208,7 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
+        logit_factors_N: Tensor | None = None,
         step_values: Mapping[str, float] = MappingProxyType({}),
         positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
@@ -190,7 +216,7 @@ class LossConfig(_Weights):
 
         Args:
             generated_N: as in `TrainBatch`.
-            step_values: as in `HeadInputs`.
+            logit_factors_N, step_values: as in `HeadInputs`.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
         factors_N = None
@@ -210,6 +236,7 @@ class LossConfig(_Weights):
             step_values=step_values,
             groups=groups,
             label_factors_N=factors_N,
+            logit_factors_N=logit_factors_N,
         )
 
     @property
@@ -221,3 +248,10 @@ class LossConfig(_Weights):
     def needed_targets(self) -> dict[str, Target]:
         """The target that each term with a weight above 0 needs, by term; terms that need none are left out."""
         return {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+
+    @property
+    def high_share(self) -> float | None:
+        """Share of a sample's positions in the high group of the logit loss; None: there are no groups."""
+        if self.logit_groups is None:
+            return None
+        return DEFAULT_SHARE if self.logit_group_share is None else self.logit_group_share

@@ -28,6 +28,7 @@ from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.objective.attention.match import AttentionMatch
+from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
@@ -61,6 +62,8 @@ class StepPlan:
         weights: weight of each loss term.
         attention_weight: that of the attention loss if it changes with the step, else None.
         domain_weights: weight of each domain by its name, if they follow the student; otherwise {}.
+        group_sizes: positions of the high and of the low group of the logit loss in the global batch; None without
+            groups.
     """
 
     positions: NDArray[np.int64]
@@ -72,6 +75,7 @@ class StepPlan:
     tokens: int
     kinds: dict[str, int]
     domain_weights: dict[str, float]
+    group_sizes: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,7 @@ class RunPlan:
         extension: where it begins if it extends an earlier run, or None.
         schedule: learning rate of each step.
         attention: how attention is compared; None for a run that does not.
+        group_sizes: counts the positions of both groups of the logit loss; None for a run without groups.
     """
 
     job: TrainJob
@@ -111,6 +116,7 @@ class RunPlan:
     extension: Extension | None
     schedule: Schedule
     attention: AttentionMatch | None
+    group_sizes: GroupSizes | None
 
     @property
     def config(self) -> TrainConfig:
@@ -148,6 +154,7 @@ class RunPlan:
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
             domain_weights=self._domain_weights(number),
+            group_sizes=None if self.group_sizes is None else self.group_sizes(positions),
         )
 
     def _domain_weights(self, step: int) -> dict[str, float]:
@@ -252,6 +259,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         extension=extension,
         schedule=schedule_of(settings),
         attention=attention_match(samples.reader, student.config, job.train),
+        group_sizes=None if losses.high_share is None else GroupSizes(samples.readers, losses.high_share),
     )
 
 
@@ -291,4 +299,5 @@ def micro_batches(
         stem=stem,
         attention=attention,
         workers=config.data_workers,
+        high_share=config.losses.high_share,
     )

@@ -44,6 +44,8 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
     """
     needed = {*losses.needed_targets.values()} - {*from_stem}
     codecs = manifest.codecs
+    if losses.logit_groups is not None:
+        needed.add("counterfactual")
     if "vision_top" in needed and codecs.vision_top == FROM_ALL:
         needed.add("vision_all")
     stored = {

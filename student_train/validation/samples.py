@@ -179,8 +179,8 @@ def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> Valid
 
 
 def _with_plain_labels(losses: LossConfig) -> LossConfig:
-    """The same terms with plain cross-entropy: figures of runs with different factors can then be compared."""
-    return losses.model_copy(update={"supervised_on_generated": 1.0})
+    """The same terms without factors of positions: figures of runs with different factors can then be compared."""
+    return losses.model_copy(update={"supervised_on_generated": 1.0, "logit_groups": None})
 
 
 def losses_without_teacher(losses: LossConfig) -> LossConfig:

@@ -14,7 +14,7 @@ from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.encoded import as_float32
 from alignkd.storage.record.part import RecordPart
-from alignkd.storage.schema.targets.counterfactual import ADVANTAGE
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, stores_advantage
 from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB, has_sequence_logprob
 from alignkd.storage.tools.select.label_nll import check_gives_nll, mean_nll
 from alignkd.storage.tools.select.label_rank import label_ranks
@@ -84,7 +84,7 @@ def advantage_scores(
     Raises:
         StoreError: the store has no counterfactual pass.
     """
-    if not any(target.name == ADVANTAGE for target in reader.manifest.stored_more):
+    if not stores_advantage(reader.manifest):
         raise StoreError(
             f"store {reader.path}: keeps no {ADVANTAGE}; dump the data with store.counterfactual, see "
             "docs/counterfactual.md"

@@ -38,6 +38,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
         found = {name: term(logits_nV, chunk) for name, term in alone.items()}
         if shared:
             found |= _shared_terms(inputs, shared, logits_nV, chunk, overwrite=not alone)
+        if "logit" in found and inputs.logit_factors_N is not None:
+            found["logit"] = found["logit"] * inputs.logit_factors_N[chunk]
         return [found[name] for name in names]
 
     return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names])

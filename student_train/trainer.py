@@ -72,9 +72,7 @@ def _train(plan: RunPlan) -> TrainResult:
         outcome = validation.outcome(end.state.step)
         validation.load_exported(engine, end.state.step)
     weights = None if weighing is None else weighing.document
-    export(
-        plan.job, plan.student, engine, end.state, plan.settings, last, validation=outcome, domain_weights=weights
-    )
+    export(plan.job, plan.student, engine, end.state, plan.settings, last, validation=outcome, domain_weights=weights)
     plan.ranks.barrier()
     return plan.result(end.state, last, already_finished=start.finished_metrics is not None, validation=outcome)
 

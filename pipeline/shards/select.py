@@ -160,7 +160,9 @@ def _lines(store: Path | str, out: Path, choice: "Choice", chosen: "Chosen") -> 
         verb = "kept" if choice.keep_unscored else "dropped"
         lines.append(f"{format_count(selection.without_score, 'sample')} without a score, {verb}")
     if chosen.missing:
-        shown = ", ".join(chosen.missing[:MAX_NAMED]) + (", ... (see --json)" if len(chosen.missing) > MAX_NAMED else "")
+        shown = ", ".join(chosen.missing[:MAX_NAMED]) + (
+            ", ... (see --json)" if len(chosen.missing) > MAX_NAMED else ""
+        )
         lines.append(f"{format_count(len(chosen.missing), 'sample')} not in reference {choice.reference}: {shown}")
     if chosen.undecided:
         lines.append(

@@ -122,9 +122,7 @@ class RecordCodec:
         fields["more"] = self._more.decode(read, bool(images))
         return Record.trusted(fields)
 
-    def decode_part(
-        self, read: ReadRows, table: dict[str, int], *, logits: bool, more: Collection[str]
-    ) -> RecordPart:
+    def decode_part(self, read: ReadRows, table: dict[str, int], *, logits: bool, more: Collection[str]) -> RecordPart:
         """The labels and some targets of a record; no other column is requested from `read`.
 
         Args:

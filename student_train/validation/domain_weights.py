@@ -97,7 +97,7 @@ class DomainWeighing:
                     "lower train.learning_rate, or leave domain_weights out"
                 )
             student.append(mean)
-        self.history = self.history.after(student, self.settings)
+        self.history = self.history.after(student, alpha=self.settings.alpha, temperature=self.settings.temperature)
         self._order.add(self.history.weights[-1])
         if self.plan.ranks.is_first:
             logger.info("step %d: %s", step, _shown(self.history))

@@ -7,11 +7,11 @@ parameter of DDK is `temperature=T`.
 import re
 
 import torch
-from cases.objectives.case import Case, Found
 
 from alignkd.storage.tools.select.keeping import difference_scores, top_share
 from alignkd.student_train.data.domains.ddk import first_weights, next_weights, perplexity_ratios
 from alignkd.student_train.losses.logits.advantage_groups import group_factors, high_positions
+from cases.objectives.case import Case, Found
 
 PARAMETER = re.compile(r"([a-z_]+)=([-+0-9.e]*[0-9])")
 

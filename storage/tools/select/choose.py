@@ -124,9 +124,7 @@ def kept_of(scores: NDArray[np.float64], choice: Choice) -> NDArray[np.int64]:
     return within(scores, least=least, most=most)
 
 
-def _scores(
-    reader: StoreReader, choice: Choice, bar: Bar
-) -> tuple[NDArray[np.float64], NDArray[np.int64], int, int]:
+def _scores(reader: StoreReader, choice: Choice, bar: Bar) -> tuple[NDArray[np.float64], NDArray[np.int64], int, int]:
     """Scores of all records, positions that the reference lacks, labels and undecided labels."""
     none = np.zeros(0, np.int64)
     if choice.by == "visual-advantage":

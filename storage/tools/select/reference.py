@@ -58,7 +58,10 @@ def reference_nlls(reader: StoreReader, reference: Path | str, progress: Progres
         values = _of_store(reader, StoreReader(reference), progress)
     missing = np.flatnonzero(np.isnan(values))
     if len(missing) == len(values):
-        raise StoreError(f"reference {reference}: has none of the {len(values)} samples of store {reader.path}")
+        raise StoreError(
+            f"reference {reference}: has none of the {len(values)} samples of store {reader.path}; give a reference of "
+            "the same data"
+        )
     return ReferenceNlls(mean_nll=values, missing=missing.astype(np.int64))
 
 

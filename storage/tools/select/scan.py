@@ -117,7 +117,9 @@ def rank_scores(reader: StoreReader, *, k: int, progress: Progress = nothing) ->
     def score(part: RecordPart) -> float:
         found = distribution_of(part.logits, lm_head)
         if found is None:
-            raise StoreError(f"{where}: logits.kind is hidden, but the teacher's lm_head is not attached; dump it again")
+            raise StoreError(
+                f"{where}: logits.kind is hidden, but the teacher's lm_head is not attached; dump it again"
+            )
         ranks = label_ranks(found, part.labels, top_k)
         counts[:] += len(part.labels), int(ranks.undecided(k).sum())
         return float(ranks.within(k).mean()) if len(part.labels) else math.nan

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from alignkd.student_train.data.domains.ddk import first_weights, next_weights, perplexity_ratios
-from alignkd.student_train.domain_weights_config import DomainWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,8 @@ class DomainHistory:
         """JSON-able."""
         return asdict(self)
 
-    def after(self, student: Sequence[float], settings: DomainWeights) -> Self:
-        """The history with one more measurement of the student."""
-        ratios = perplexity_ratios(student, self.teacher, settings.temperature)
-        weights = next_weights(self.weights[-1], ratios, settings.alpha) if self.weights else first_weights(ratios)
+    def after(self, student: Sequence[float], *, alpha: float, temperature: float) -> Self:
+        """The history with one more measurement of the student; `alpha` and `temperature` as in `ddk`."""
+        ratios = perplexity_ratios(student, self.teacher, temperature)
+        weights = next_weights(self.weights[-1], ratios, alpha) if self.weights else first_weights(ratios)
         return replace(self, student=(*self.student, tuple(student)), weights=(*self.weights, tuple(weights.tolist())))

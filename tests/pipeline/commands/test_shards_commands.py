@@ -279,9 +279,7 @@ def test_merge_and_gc(stores: dict[str, Path], small_store: Path, tmp_path: Path
     assert run("gc", tmp_path / "all", "--older-than", "soon").exit_code == 2
 
 
-def test_select_writes_a_list_that_training_takes(
-    stores: dict[str, Path], small_store: Path, tmp_path: Path, write_config: Callable[..., Path]
-) -> None:
+def test_select_writes_a_list_that_training_takes(stores: dict[str, Path], small_store: Path, tmp_path: Path) -> None:
     """For people and as JSON; the same list twice, nothing of others is replaced, other samples are refused."""
     store, out = stores["hidden"], tmp_path / "half.json"
     reference = stores["compact"]
@@ -308,7 +306,7 @@ def test_select_writes_a_list_that_training_takes(
         (["--by", "perplexity", "--k", 3, "--max", 9, "--out", out], 2, "--k belongs to --by label-rank"),
         (["--by", "perplexity", "--min", 3, "--max", 2, "--out", out], 2, "--min is 3, more than --max 2"),
         (["--by", "perplexity", "--ratio", 0.5, "--max", 2, "--out", out], 2, "give one kind"),
-        (["--by", "difference", "--reference", small_store, "--out", out], 1, "of the same template"),
+        (["--by", "difference", "--reference", small_store, "--out", out], 1, "give a reference of the same data"),
     ):
         refused = run("select", store, *arguments)
         assert refused.exit_code == code and message in refused.output, refused.output
@@ -325,7 +323,8 @@ from alignkd.pipeline.cli import main
 store, out = sys.argv[1:]
 for command in (["ls", store], ["show", store, "--index", "0"], ["stats", store], ["verify", store],
                 ["diff", store, store], ["export", store, "--index", "0", "--out", out + "/x.safetensors"],
-                ["convert", store, out + "/tar", "--backend", "webdataset"], ["index", out + "/tar"], ["gc", store]):
+                ["convert", store, out + "/tar", "--backend", "webdataset"], ["index", out + "/tar"], ["gc", store],
+                ["select", store, "--by", "label-rank", "--k", "3", "--out", out + "/list.json"]):
     try:
         main(["shards", *command], standalone_mode=False)
     except SystemExit as stop:

@@ -128,7 +128,9 @@ def test_the_formula_against_a_loop() -> None:
 
 
 def test_what_is_refused(family_job: Callable[..., TrainJob]) -> None:
-    with pytest.raises(ValueError, match=r"losses.logit_groups is 'visual_advantage', but store \S+ keeps no visual_adv"):
+    with pytest.raises(
+        ValueError, match=r"losses.logit_groups is 'visual_advantage', but store \S+ keeps no visual_adv"
+    ):
         train(family_job("qwen3_vl", losses=GROUPED))
     with pytest.raises(ValueError, match="logit is 0, so there is no logit loss"):
         family_job("qwen3_vl", losses=GROUPED | {"logit": 0})

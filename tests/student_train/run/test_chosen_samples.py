@@ -105,7 +105,9 @@ def test_resumed_and_unbroken(
     assert read_metrics(tmp_path / "broken") == read_metrics(tmp_path / "unbroken")
 
 
-def test_one_list_in_a_mixture(dump: Any, many_samples: Any, make_job: MakeJob, make_list: MakeList, tmp_path: Path) -> None:
+def test_one_list_in_a_mixture(
+    dump: Any, many_samples: Any, make_job: MakeJob, make_list: MakeList, tmp_path: Path
+) -> None:
     """Shares hold for the chosen samples; the other store is complete."""
     six, four = dump(tmp_path / "six", many_samples[:6]), dump(tmp_path / "four", many_samples[6:])
     samples = make_list(six)

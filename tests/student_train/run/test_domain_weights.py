@@ -62,7 +62,8 @@ def test_weights_follow_what_is_measured(
     student = build_student(job, plan.student, plan.reader).eval()
     student.losses = LossConfig(supervised=1.0, logit=0, attention=0, vision_top=0, vision_all=0)
     losses = [
-        float(student(load_batch(plan.samples, own, targets=(), stem=None))["supervised"].mean.detach()) for own in measured
+        float(student(load_batch(plan.samples, own, targets=(), stem=None))["supervised"].mean.detach())
+        for own in measured
     ]
     teacher = [float(mean_nlls(plan.samples.readers[0], measured[0])[0])]
     teacher.append(float(mean_nlls(plan.samples.readers[1], measured[1] - 6)[0]))
@@ -78,7 +79,10 @@ def test_weights_follow_what_is_measured(
         assert weights == pytest.approx(expected.tolist(), rel=1e-12)
         for line in read_metrics(job.train.output)[2 * number : 2 * number + 2]:
             assert [line["by_source"][name]["weight"] for name in ("six", "four")] == weights
-    counts = {name: sum(line["by_source"][name]["samples"] for line in read_metrics(job.train.output)) for name in found["domains"]}
+    counts = {
+        name: sum(line["by_source"][name]["samples"] for line in read_metrics(job.train.output))
+        for name in found["domains"]
+    }
     assert result.samples_by_source == counts
     again = train(job)
     assert again.already_finished and again.samples_by_source == counts

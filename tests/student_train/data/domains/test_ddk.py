@@ -50,9 +50,8 @@ def test_large_losses_do_not_overflow(nll: float) -> None:
 
 def test_the_history_has_one_row_for_each_measurement() -> None:
     history = DomainHistory(domains=("a", "b"), teacher=(1.0, 1.0))
-    settings = DomainWeights(alpha=0.5)
     for student in ((2.0, 1.0), (1.5, 1.5)):
-        history = history.after(student, settings)
+        history = history.after(student, alpha=0.5, temperature=1.0)
     first = first_weights(perplexity_ratios((2.0, 1.0), (1.0, 1.0)))
     second = next_weights(first, perplexity_ratios((1.5, 1.5), (1.0, 1.0)), 0.5)
     assert np.allclose(history.weights, [first, second], rtol=0, atol=0)

@@ -27,4 +27,5 @@ class RecordPart:
 def supervised_labels(labels: NDArray[np.int32]) -> NDArray[np.int64]:
     """The labels at the supervised positions, int64 [N], from those of all ids [T]."""
     following = labels[1:]
-    return following[following != IGNORE_LABEL].astype(np.int64)
+    supervised: NDArray[np.int64] = following[following != IGNORE_LABEL].astype(np.int64)
+    return supervised

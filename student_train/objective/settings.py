@@ -59,8 +59,8 @@ class LossConfig(_Weights):
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
-        logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the image
-            helps the teacher most plus the mean over all other positions, so that the few count as much as the many.
+        logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the
+            image helps the teacher most plus the mean over all other positions: the few count as much as the many.
             Samples without images have other positions only. Validation reports the plain mean. Needs a store with
             `store.counterfactual`. None: one mean over all positions.
         logit_group_share: share of a sample's positions in the first group (default 0.2), rounded down.
@@ -126,8 +126,8 @@ class LossConfig(_Weights):
             )
         if self.logit_group_share is not None and self.logit_groups is None:
             raise ValueError(
-                f"logit_group_share is {self.logit_group_share}, but logit_groups is not given, so there are no groups; "
-                "leave it out or set logit_groups to 'visual_advantage'"
+                f"logit_group_share is {self.logit_group_share}, but logit_groups is not given; leave it out, or set "
+                "logit_groups to 'visual_advantage'"
             )
         return self
 

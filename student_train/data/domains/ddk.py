@@ -24,7 +24,8 @@ def perplexity_ratios(student_nll: ArrayLike, teacher_nll: ArrayLike, temperatur
         temperature: above 0.
     """
     gaps = np.asarray(student_nll, np.float64) - np.asarray(teacher_nll, np.float64)
-    return np.exp(np.minimum(gaps, MAX_GAP)) / temperature
+    ratios: NDArray[np.float64] = np.exp(np.minimum(gaps, MAX_GAP)) / temperature
+    return ratios
 
 
 def first_weights(ratios: ArrayLike) -> NDArray[np.float64]:
@@ -43,9 +44,10 @@ def next_weights(previous: ArrayLike, ratios: ArrayLike, alpha: float) -> NDArra
     weights = np.asarray(previous, np.float64)
     with np.errstate(divide="ignore"):  # log(0) is -inf, whose softmax is 0
         factors = _softmax(np.log(weights) + np.asarray(ratios, np.float64))
-    return alpha * factors + (1.0 - alpha) / len(weights)
+    mixed: NDArray[np.float64] = alpha * factors + (1.0 - alpha) / len(weights)
+    return mixed
 
 
 def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = np.exp(values - values.max())
+    shifted: NDArray[np.float64] = np.exp(values - values.max())
     return shifted / shifted.sum()

@@ -1,4 +1,4 @@
-"""`losses.logit_groups`: means of the positions where the image helps most and of the others, through dump and training."""
+"""`losses.logit_groups`: means of the positions where the image helps most and of the others, from dump to training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +134,7 @@ def test_what_is_refused(family_job: Callable[..., TrainJob]) -> None:
         train(family_job("qwen3_vl", losses=GROUPED))
     with pytest.raises(ValueError, match="logit is 0, so there is no logit loss"):
         family_job("qwen3_vl", losses=GROUPED | {"logit": 0})
-    with pytest.raises(ValueError, match="logit_group_share is 0.4, but logit_groups is not given"):
+    with pytest.raises(ValueError, match=r"logit_group_share is 0\.4, but logit_groups is not given"):
         family_job("qwen3_vl", losses=LOSSES | {"logit_group_share": 0.4})
     sections = {
         "data": {"conversations": "c.json", "images": "i"},
@@ -143,7 +143,7 @@ def test_what_is_refused(family_job: Callable[..., TrainJob]) -> None:
         "store": {"path": "store"},
         "train": {"output": "o", "steps": 1, "losses": GROUPED},
     }
-    with pytest.raises(ValueError, match="counterfactual pass is not stored; leave it out or set store.counterfactual"):
+    with pytest.raises(ValueError, match=r"pass is not stored; leave it out or set store\.counterfactual"):
         RunConfig.model_validate(sections)
 
 

@@ -81,7 +81,7 @@ def test_resumed_and_unbroken(
     settings: dict[str, Any] = {"steps": 4, "checkpoint_every": 1}
     train(make_job(stores, output=tmp_path / "unbroken", **settings))
 
-    class Stopped(RuntimeError):
+    class StoppedError(RuntimeError):
         pass
 
     saved = trainer.save_checkpoint
@@ -89,12 +89,12 @@ def test_resumed_and_unbroken(
     def stop_after_two(*arguments: Any, **named: Any) -> None:
         saved(*arguments, **named)
         if arguments[2].step == 2:
-            raise Stopped
+            raise StoppedError
 
     broken = make_job(stores, output=tmp_path / "broken", **settings)
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "save_checkpoint", stop_after_two)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(broken)
     other = TrainStore(path=many_store, samples=make_list(many_store, 0.7, "other.json"))
     with pytest.raises(TrainError, match=r"samples was [0-9a-f]{16}, is [0-9a-f]{16}"):

@@ -174,7 +174,7 @@ class DistilledStudent(nn.Module):
         if self.losses.high_share is None or batch.high_N is None:
             return None
         assert self.group_sizes is not None, "set before each step"
-        return group_factors(batch.high_N, *self.group_sizes).float()
+        return group_factors(batch.high_N, *self.group_sizes, dtype=torch.float32)
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}

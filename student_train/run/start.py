@@ -192,7 +192,7 @@ def _length(plan: RunPlan) -> str:
 def _warn_about_repeated(plan: RunPlan) -> None:
     """The same sample in two stores is seen as often as both say together, which may not be wanted."""
     readers = plan.samples.readers
-    if len(readers) > 1 and (repeated := samples_in_several(readers)):
+    if len(readers) > 1 and (repeated := samples_in_several(readers, plan.mixture.trained)):
         logger.warning(
             "%d samples are in more than one of the stores, with the same conversation and images; each store's copy "
             "is trained on",

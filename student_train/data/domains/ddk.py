@@ -49,5 +49,6 @@ def next_weights(previous: ArrayLike, ratios: ArrayLike, alpha: float) -> NDArra
 
 
 def _softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted: NDArray[np.float64] = np.exp(values - values.max())
-    return shifted / shifted.sum()
+    shifted = np.exp(values - values.max())
+    softmax: NDArray[np.float64] = shifted / shifted.sum()
+    return softmax

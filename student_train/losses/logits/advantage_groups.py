@@ -34,8 +34,8 @@ def high_positions(advantage: NDArray[Any], share: float) -> NDArray[np.bool_]:
     return high
 
 
-def group_factors(high_N: Tensor, num_high: int, num_low: int) -> Tensor:
-    """Factors that turn a mean over all positions into the sum of the means of both groups, float64 [N].
+def group_factors(high_N: Tensor, num_high: int, num_low: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Factors that turn a mean over all positions into the sum of the means of both groups, [N].
 
     The sum of factor times value over all positions, divided by their number, is mean(high) + mean(low). An empty group
     adds nothing.
@@ -44,7 +44,9 @@ def group_factors(high_N: Tensor, num_high: int, num_low: int) -> Tensor:
         high_N: bool, which positions are in the high group; those of a part of the positions may be given.
         num_high: size of the high group, of all positions.
         num_low: that of the low group.
+        dtype: of the factors.
     """
     total = num_high + num_low
-    both = torch.tensor([total / max(num_low, 1), total / max(num_high, 1)], dtype=torch.float64, device=high_N.device)
-    return both[high_N.long()]
+    # two numbers as arguments of kernels: a tensor of both would be a copy for which the host waits
+    low_N = torch.full(high_N.shape, total / max(num_low, 1), dtype=dtype, device=high_N.device)
+    return low_N.masked_fill(high_N, total / max(num_high, 1))

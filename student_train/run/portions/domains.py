@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from alignkd.storage import StoreReader
+from alignkd.storage.tools.select.label_nll import check_gives_nll
 from alignkd.student_train.data.domains.measured import first_words, measured_samples
 from alignkd.student_train.data.sources import sources_of
 from alignkd.student_train.domain_weights_config import DomainWeights
@@ -27,6 +28,7 @@ def measured_portions(
 
     Raises:
         TrainError: as `Mixture.of`.
+        StoreError: the teacher's log-probability of the labels does not follow from what a store keeps.
     """
     given = [f"store {store.shown_name}" for store in stores if store.weight != 1.0 or store.share is not None]
     given += [f"data entry {name!r}" for name, weight in source_weights.items() if weight != 1.0]
@@ -35,6 +37,8 @@ def measured_portions(
             f"train.domain_weights is {weights.method}, which sets the weights of all domains, but {given[0]} has a "
             "weight or share; remove one of them"
         )
+    for store, reader in zip(stores, readers, strict=True):
+        check_gives_nll(reader.manifest, f"train.domain_weights: store {store.shown_name}")
     keys = first_words(readers)
     has_labels = np.concatenate([reader.num_supervised for reader in readers]) > 0
     measured = [

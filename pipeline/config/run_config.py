@@ -262,13 +262,13 @@ class RunConfig(DataAndTeacher):
             given += [f"store {path} has a weight or share" for path in weighted]
         elif self.teacher is not None and len(self.data) == 1:
             raise ValueError(
-                f"train.domain_weights is {method!r}, but there is one data set, so one domain; give several data sets, "
-                "or leave it out"
+                f"train.domain_weights is {method!r}, but there is one data set, so one domain; give several data "
+                "sets, or leave it out"
             )
         if given:
             raise ValueError(
-                f"train.domain_weights is {method!r}, which sets the weights of all domains, but {given[0]}; remove one "
-                "of them"
+                f"train.domain_weights is {method!r}, which sets the weights of all domains, but {given[0]}; remove "
+                "one of them"
             )
         return self
 

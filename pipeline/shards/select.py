@@ -74,7 +74,14 @@ def select(
     bounds = _bounds(by, ratio, least, most)
     _check_own_options(by, {"reference": reference, "above": above, "k": k})
     choice = Choice(by=by, reference=reference, above=above, k=k, keep_unscored=keep_unscored, **bounds)
-    claim_file("--out", out, _is_selection, reads=[reference], closed=[store, reference or ""], force=force)
+    claim_file(
+        "--out",
+        out,
+        _is_selection,
+        reads=[reference],
+        closed=[place for place in (store, reference) if place is not None],
+        force=force,
+    )
     chosen = choose(StoreReader(store), choice, progress_bar)
     chosen.selection.write(out)
     if as_json:

@@ -54,7 +54,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
-    "blank": {"effect": 1.0},
+    "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
 }
 TWO_IMAGES = {
     "id": "two",
@@ -120,6 +120,7 @@ def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, 
         targets=config.losses.needed_targets.values(),
         attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
+        high_share=config.losses.high_share,
     )
 
 

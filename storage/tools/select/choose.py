@@ -88,7 +88,9 @@ def choose(reader: StoreReader, choice: Choice, bar: Bar) -> Chosen:
         StoreError: store or reference do not have what the criterion needs, or no sample has a score.
     """
     scores, missing, labels, undecided = _scores(reader, choice, bar)
-    scored = np.flatnonzero(~np.isnan(scores))
+    # by their number in the data set, so that equal scores are decided alike whatever the order in the store
+    by_number = np.argsort(reader.dataset_index, kind="stable")
+    scored = by_number[~np.isnan(scores[by_number])]
     if not len(scored):
         raise StoreError(f"store {reader.path}: none of {len(reader)} samples has a score by {choice.by}")
     positions = scored[kept_of(scores[scored], choice)]

@@ -69,12 +69,25 @@ def _of_store(reader: StoreReader, other: StoreReader, progress: Progress) -> ND
     pairs = match_records(reader, other).pairs
     if not len(pairs):
         pairs = _by_id(reader, other)
+    _check_same_labels(reader, other, pairs)
     values = np.full(len(reader), np.nan)
     theirs = np.sort(pairs[:, 1])
     found = np.full(len(other), np.nan)
     found[theirs] = mean_nlls(other, theirs, progress)
     values[pairs[:, 0]] = found[pairs[:, 1]]
     return values
+
+
+def _check_same_labels(reader: StoreReader, other: StoreReader, pairs: NDArray[np.int64]) -> None:
+    """Refuse records of another tokenizer: a mean per label is then another unit."""
+    own, theirs = reader.num_supervised[pairs[:, 0]], other.num_supervised[pairs[:, 1]]
+    if len(differing := np.flatnonzero(own != theirs)):
+        first = int(differing[0])
+        raise StoreError(
+            f"reference {other.path}: {len(differing)} of {len(pairs)} samples have another number of labels (sample "
+            f"{reader.ids[int(pairs[first, 0])]!r}: {own[first]} in store {reader.path}, {theirs[first]} in the "
+            "reference), so means per label cannot be compared; take a reference with the teacher's tokenizer"
+        )
 
 
 def _by_id(reader: StoreReader, other: StoreReader) -> NDArray[np.int64]:

@@ -279,7 +279,9 @@ def test_merge_and_gc(stores: dict[str, Path], small_store: Path, tmp_path: Path
     assert run("gc", tmp_path / "all", "--older-than", "soon").exit_code == 2
 
 
-def test_select_writes_a_list_that_training_takes(stores: dict[str, Path], small_store: Path, tmp_path: Path) -> None:
+def test_select_writes_a_list_that_training_takes(
+    stores: dict[str, Path], small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For people and as JSON; the same list twice, nothing of others is replaced, other samples are refused."""
     store, out = stores["hidden"], tmp_path / "half.json"
     reference = stores["compact"]
@@ -292,6 +294,8 @@ def test_select_writes_a_list_that_training_takes(stores: dict[str, Path], small
     again = run("select", store, "--by", "perplexity", "--max", 1e9, "--out", out, "--json")
     document = json.loads(again.output)
     assert (document["kept"], document["dropped"], document["settings"]) == (4, 0, {"max": 1e9})
+    monkeypatch.chdir(tmp_path)
+    assert run("select", store, "--by", "perplexity", "--ratio", 1, "--out", "here.json").exit_code == 0
     rank = json.loads(run("select", store, "--by", "label-rank", "--k", 600, "--out", out, "--json").output)
     assert rank["kept"] == 4 and rank["undecided"] == 0 and rank["settings"] == {"k": 600, "min": 1.0}
 

@@ -130,6 +130,27 @@ def test_killed_and_resumed_on_one_and_two_ranks(
         ]
 
 
+def test_stopped_in_a_measurement(
+    halves: tuple[TrainStore, ...],
+    make_job: MakeJob,
+    start_child: Any,
+    one_thread: None,
+    read_metrics: ReadMetrics,
+    tmp_path: Path,
+) -> None:
+    """A stop request ends the measurement with a checkpoint of the step before it; the resume repeats it."""
+    settings = SETTINGS | ddk() | {"checkpoint_every": None, "steps": 4}
+    unbroken = make_job(halves, output=tmp_path / "unbroken", **settings)
+    train(unbroken)
+    job = make_job(halves, output=tmp_path / "stopped", **settings)
+    ended(start_child(job, ("domain_weights", "evaluate", 4, signal.SIGTERM)), 128 + signal.SIGTERM)
+    state = json.loads((job.train.output / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert len(state[DOMAIN_WEIGHTS]["weights"]) == 1
+    ended(start_child(job))
+    assert read_metrics(job.train.output) == read_metrics(unbroken.train.output)
+    assert history(job.train.output) == history(unbroken.train.output)
+
+
 def test_data_workers_wait_for_the_weights(
     halves: tuple[TrainStore, ...], make_job: MakeJob, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from alignkd.storage import Codecs, LogitsCodec, Record, Shapes, StoreError, StoreReader, as_float32
 from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.storage.tools.convert import convert_store
+from alignkd.storage.tools.select import choose as choose_module
 from alignkd.storage.tools.select.choose import Choice, choose
 from alignkd.storage.tools.select.scan import mean_nlls, rank_scores
 from alignkd.storage.tools.select.selection import Selection
@@ -139,6 +140,26 @@ def test_what_a_reference_lacks_is_listed(make_store: Make, tmp_path: Path) -> N
     save_file({"nll": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(StoreError, match="has no tensor 'index'"):
         choose(reader, Choice(by="difference", reference=tmp_path / "other.safetensors"), bar)
+
+
+def test_equal_scores_are_decided_by_the_number_in_the_data(make_store: Make) -> None:
+    """Two stores of other orders give the same list."""
+    lists = []
+    for name, seed in (("one", 1), ("two", 8)):
+        reader = StoreReader(make_store(name, seed=seed, shard_size=5))
+        scores = np.zeros(len(reader))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(choose_module, "mean_nlls", lambda *_, zeros=scores, **__: zeros)
+            lists.append(choose(reader, Choice(by="perplexity", ratio=0.4), bar).selection.kept.tolist())
+    assert lists[0] == lists[1] == [0, 1, 2, 3]
+
+
+def test_a_reference_of_another_tokenizer_is_refused(make_store: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, other = StoreReader(make_store("teacher")), make_store("small")
+    fewer = reader.num_supervised - 1
+    monkeypatch.setattr(StoreReader, "num_supervised", property(lambda self: fewer + (self.path != other)))
+    with pytest.raises(StoreError, match=r"11 of 11 samples have another number of labels .* teacher's tokenizer"):
+        choose(reader, Choice(by="difference", reference=other), bar)
 
 
 def test_perplexity_keeps_the_lowest(make_store: Make) -> None:

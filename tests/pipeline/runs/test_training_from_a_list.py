@@ -176,7 +176,7 @@ def test_chosen_samples_and_weights_of_domains(
     golden: Path,
     tmp_path: Path,
 ) -> None:
-    """`shards select`, then `plan`, `train` and `report` of its list, and of domains whose weights follow the student."""
+    """A list of `shards select`, and domains whose weights follow the student: `plan`, `train` and `report` of both."""
     samples, entries = json.loads((golden / "v1.json").read_text()), []
     for name, part in (("talk", samples[:2]), ("ask", samples[2:])):
         data, store = tmp_path / f"{name}.json", tmp_path / f"store-{name}"

@@ -2,9 +2,9 @@
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
 included), both moments of AdamW in float32 (also if the run keeps them in 8 bits), its counters, the step, samples seen
-and skipped, and the settings that decide the run. It has no random state: dropout is seeded by the step, and the sample
-order is a pure function of seed and step. What is not trained comes from the student's own checkpoint, whose hash is
-among the settings.
+and skipped, the state of TAID, and the settings that decide the run. It has no random state: dropout is seeded by the
+step, and the sample order is a pure function of seed and step. What is not trained comes from the student's own
+checkpoint, whose hash is among the settings.
 """
 
 import logging
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from safetensors import SafetensorError
@@ -32,6 +33,7 @@ from alignkd.vlm.weights.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 WEIGHTS = "weights"
 KEPT = "kept"
 ADAPTERS = "adapters"
@@ -52,6 +54,7 @@ FIXED_IN_OLD_CHECKPOINTS = {
     "losses.attention_heads": "adapter",
     "losses.attention_row_weights": "none",
     "losses.attention_decay": None,
+    "losses.taid": None,
 }
 
 
@@ -101,7 +104,7 @@ def save_checkpoint(
     kept: bool = False,
     best_step: int | None = None,
     validation: Mapping[str, Any] | None = None,
-    domain_weights: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Write `folder/step-N` and drop old ones; called by ALL ranks, written by the first.
 
@@ -110,7 +113,7 @@ def save_checkpoint(
         kept: this one remains also when it is not among them.
         best_step: the checkpoint of this step is not dropped.
         validation: state of the validations, kept as `validation` in `state.json`.
-        domain_weights: weights of the domains in each interval so far, kept as `domain_weights`.
+        further: other entries of `state.json`, of what else follows from the steps so far.
 
     Raises:
         TrainError: the disk is full or not writable; no incomplete checkpoint remains.
@@ -122,13 +125,11 @@ def save_checkpoint(
         if ranks.is_first and not problem:
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
-        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
+        document = {**further, **asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
         document[ADAPTERS] = engine.student.adapters.sizes
         document[WRITER] = {"optimizer": engine.optimizer, "processes": ranks.world_size}
         if validation is not None:
             document["validation"] = dict(validation)
-        if domain_weights is not None:
-            document[DOMAIN_WEIGHTS] = dict(domain_weights)
         problem = problem or _attempt(target, lambda: _commit(temporary, target, document))
         shutil.rmtree(temporary, ignore_errors=True)
     # All ranks raise an error of the first one: otherwise they would wait for it in the next step.

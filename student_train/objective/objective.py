@@ -71,7 +71,7 @@ class DistilledStudent(nn.Module):
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
         # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
-        self.step_values: dict[str, float] = {}
+        self.step_values: Mapping[str, float] = losses.first_step_values
         # positions of the high and of the low group of the logit loss in the global batch, set before each step
         self.group_sizes: tuple[int, int] | None = None
         # of the weights of attention rows; they are measured when the student is on its device
@@ -167,7 +167,11 @@ class DistilledStudent(nn.Module):
         )
         names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples
-        return {name: loss.by_sample(samples_N, num_samples) for name, loss in zip(names, losses, strict=True)}
+        found = dict(zip(names, losses, strict=False))
+        if further := losses[len(names) :]:
+            figures = zip(inputs.divergence.figures, further, strict=True)
+            found["logit"] = replace(found["logit"], figures={name: figure.parts for name, figure in figures})
+        return {name: loss.by_sample(samples_N, num_samples) for name, loss in found.items()}
 
     def _logit_factors(self, batch: TrainBatch) -> Tensor | None:
         """What gives each group of positions a mean of its own; None: one mean over all positions."""

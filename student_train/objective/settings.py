@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, create_model, model_validator
@@ -12,6 +11,7 @@ from torch import Tensor
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.losses.logits.rows import RowDivergence
+from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
@@ -19,6 +19,7 @@ from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
 from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
+from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
@@ -28,6 +29,8 @@ from alignkd.vlm.settings import Amount, Count, Positive, Settings
 LogitGroups = Literal["visual_advantage"]
 # of `logit_group_share`: ours, no paper gives one for stored targets
 DEFAULT_SHARE = 0.2
+# (1 + p)^100 is finite in float32
+MAX_GAMMA = 100
 
 if TYPE_CHECKING:
     _Weights = Settings
@@ -58,6 +61,7 @@ class LossConfig(_Weights):
             0.5).
         bild: settings of `bild`; None: its defaults.
         sinkhorn: settings of `sinkhorn`; None: its defaults.
+        taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
         logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the
             image helps the teacher most plus the mean over all other positions: the few count as much as the many.
@@ -86,10 +90,11 @@ class LossConfig(_Weights):
     supervised_on_generated: Amount = 1.0
     logit_divergence: LogitDivergence = "reverse_kl"
     logit_mixture: float | None = Field(default=None, gt=0, lt=1)
-    ofa_gamma: Positive | None = None
+    ofa_gamma: float | None = Field(default=None, ge=1, le=MAX_GAMMA)
     akl_head: float | None = Field(default=None, gt=0, lt=1)
     bild: BildConfig | None = None
     sinkhorn: SinkhornConfig | None = None
+    taid: TaidConfig | None = None
     temperature: Positive = 1.0
     logit_groups: LogitGroups | None = None
     logit_group_share: float | None = Field(default=None, ge=0, le=1)
@@ -200,6 +205,31 @@ class LossConfig(_Weights):
         """The divergence of the logit loss, with its settings."""
         return DIVERGENCES[self.logit_divergence].make(self)
 
+    @property
+    def taid_of_logit(self) -> TaidConfig | None:
+        """`taid` of a logit loss that has a weight and is TAID; None of any other."""
+        is_taid = self.logit_divergence == "taid" and "logit" in self.weights
+        return (self.taid or TaidConfig()) if is_taid else None
+
+    @property
+    def first_step_values(self) -> dict[str, float]:
+        """The `step_values` of `HeadInputs` before the first step."""
+        config = self.taid_of_logit
+        return {} if config is None else {SHARE: config.start}
+
+    @property
+    def for_validation(self) -> Self:
+        """The same terms in a form that does not change from step to step and can be compared between runs.
+
+        Cross-entropy is plain, whatever its factor on answers of a model, and the logit loss is one mean over all
+        positions, whatever its groups. TAID's loss is smaller the less its t is, for
+        the same student: validated is forward KL, which it becomes at t = 1.
+        """
+        plain: dict[str, Any] = {"supervised_on_generated": 1.0, "logit_groups": None}
+        if self.logit_divergence == "taid":
+            plain |= {"logit_divergence": "forward_kl", "taid": None}
+        return self.model_copy(update=plain)
+
     def head_inputs(
         self,
         labels_N: Tensor,
@@ -209,14 +239,15 @@ class LossConfig(_Weights):
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
         logit_factors_N: Tensor | None = None,
-        step_values: Mapping[str, float] = MappingProxyType({}),
+        step_values: Mapping[str, float] | None = None,
         positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
             generated_N: as in `TrainBatch`.
-            logit_factors_N, step_values: as in `HeadInputs`.
+            logit_factors_N: as in `HeadInputs`.
+            step_values: as in `HeadInputs`; None: those before the first step.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
         factors_N = None
@@ -233,7 +264,7 @@ class LossConfig(_Weights):
             num_tokens=num_tokens,
             divergence=divergence,
             temperature=self.temperature,
-            step_values=step_values,
+            step_values=self.first_step_values if step_values is None else step_values,
             groups=groups,
             label_factors_N=factors_N,
             logit_factors_N=logit_factors_N,

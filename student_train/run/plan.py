@@ -37,8 +37,8 @@ from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import (
     Extension,
     check_can_be_extended,
-    decay_steps,
     find_extension,
+    first_run_steps,
     schedule_of,
 )
 from alignkd.student_train.run.mixture import Mixture
@@ -143,7 +143,7 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
-        weights = config.losses.weights_at(number / decay_steps(self.settings))
+        weights = config.losses.weights_at(number / first_run_steps(self.settings))
         return StepPlan(
             weights=weights,
             attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),

@@ -84,6 +84,8 @@ def _of_losses(reader: StoreReader, student: Checkpoint, config: TrainConfig) ->
     losses = config.losses.model_dump(mode="json", exclude=NOT_DECIDING_LOSSES)
     if losses["attention_layers"] is not None and (match := attention_match(reader, student.config, config)):
         losses["attention_layers"] = str(match)  # a band means other layers with another store
+    if (taid := config.losses.taid_of_logit) is not None:
+        losses["taid"] = taid.model_dump(mode="json")  # the defaults are the same whether or not they are written
     return losses
 
 

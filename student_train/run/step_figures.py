@@ -13,11 +13,18 @@ from alignkd.student_train.run.plan import StepPlan
 
 
 def step_figures(
-    state: TrainState, step: StepPlan, tally: StepTally, outcome: StepOutcome, *, device: torch.device
+    state: TrainState,
+    step: StepPlan,
+    tally: StepTally,
+    outcome: StepOutcome,
+    *,
+    taid: Mapping[str, float | None],
+    device: torch.device,
 ) -> Metrics:
     """The line of the step that led to `state`. `output.FIGURES` lists every name that is not a loss.
 
     Args:
+        taid: figures of TAID, {} for a run without it.
         device: device of the first rank, whose memory is noted.
     """
     return {
@@ -28,6 +35,7 @@ def step_figures(
         "samples_seen": state.samples_seen,
         "learning_rate": step.learning_rate,
         **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),
+        **taid,
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,
         "seconds": tally.seconds,

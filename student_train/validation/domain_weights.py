@@ -119,8 +119,7 @@ def _samples_of(plan: RunPlan, portion: Portion) -> ValidationSamples:
 
 def _labels_alone(losses: LossConfig) -> LossConfig:
     """Plain cross-entropy with the labels."""
-    weights = {**dict.fromkeys(TERMS, 0.0), LABELS: 1.0}
-    return losses.model_copy(update={**weights, "supervised_on_generated": 1.0, "logit_groups": None})
+    return losses.for_validation.model_copy(update={**dict.fromkeys(TERMS, 0.0), LABELS: 1.0})
 
 
 def _teacher_nll(plan: RunPlan, portion: Portion) -> float:

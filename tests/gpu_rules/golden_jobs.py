@@ -43,7 +43,7 @@ STORES: dict[str, dict[str, Any]] = {
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
 }
-# of the stores that the default losses do not fit, or whose targets they leave out
+# of the stores that the default losses do not fit, or whose targets they leave out, and of further divergences
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled_layers": {
         "logit_divergence": "forward_kl",
@@ -51,7 +51,14 @@ LOSSES: dict[str, dict[str, Any]] = {
         "attention_form": "kl",
         "attention_heads": "grouped",
     },
-    "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
+    "full": {"logit_divergence": "taid"},
+    "topk_means": {
+        "logit_divergence": "taid",
+        "taid": {"form": "bucketed"},
+        "attention_layers": "0%-100%",
+        "attention_form": "cosine",
+        "attention_heads": "mean",
+    },
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
@@ -95,7 +102,7 @@ class GoldenJobs:
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
         """A training of two steps of two micro-batches each from the CPU's store, in a folder `name`."""
-        dtype, losses = settings.pop("dtype", "float32"), {"losses": LOSSES.get(kind, {})}
+        dtype, losses = settings.pop("dtype", "float32"), {"losses": settings.pop("losses", LOSSES.get(kind, {}))}
         given = {"steps": 2, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 1}
         return TrainJob(
             student=GOLDEN / "student",

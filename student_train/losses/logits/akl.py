@@ -25,6 +25,9 @@ from alignkd.student_train.losses.logits.rows import (
     bucketed_rows,
 )
 
+# A probability of 1 as an integer.
+_WHOLE = 1 << 52
+
 
 def akl(head: float = 0.5) -> RowDivergence:
     """The row divergence; `head` is the share of the mass, above 0 and below 1."""
@@ -50,9 +53,11 @@ def truncated_values(rows: TruncatedRows, head: float) -> Tensor:
 
 def head_mask(masses_NO: Tensor, head: float) -> Tensor:
     """bool: the outcomes before which, in descending order of mass, lies less than `head`."""
-    sorted_NO, order_NO = masses_NO.sort(dim=-1, descending=True)
-    before_NO = sorted_NO.cumsum(dim=-1) - sorted_NO
-    return torch.zeros_like(masses_NO, dtype=torch.bool).scatter(1, order_NO, before_NO < head)
+    sorted_NO, order_NO = masses_NO.sort(dim=-1, descending=True, stable=True)
+    # sums of integers do not depend on their order: the boundary is the same in every run, on every device
+    whole_NO = (sorted_NO * _WHOLE).long()
+    before_NO = whole_NO.cumsum(dim=-1) - whole_NO
+    return torch.zeros_like(masses_NO, dtype=torch.bool).scatter(1, order_NO, before_NO < head * _WHOLE)
 
 
 def _weighted(sides: BucketedRows, in_head_NO: Tensor) -> Tensor:

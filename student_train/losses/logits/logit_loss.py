@@ -9,6 +9,7 @@ A teacher whose tail is unknown can only be compared on its kept tokens, both si
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -75,12 +76,12 @@ def logit_loss(
     assert rows.full is not None, rows
     student_NV = functional.log_softmax(to_accum_dtype(student_logits_NV) / temperature, dim=-1)
     teacher_NV = functional.log_softmax(to_accum_dtype(teacher) / temperature, dim=-1)
-    found_N = rows.full(
+    found = rows.full(
         FullRows(
             student_NV=student_NV, teacher_NV=teacher_NV, labels_N=labels_N, step_values=step_values, groups=groups
         )
     )
-    return LossSum.of(found_N * temperature**2)
+    return _summed(rows, found * temperature**2)
 
 
 def truncated_loss(
@@ -97,7 +98,16 @@ def truncated_loss(
     rows = TruncatedRows(
         student=student, teacher=teacher, temperature=temperature, labels_N=labels_N, step_values=step_values
     )
-    return LossSum.of(divergence.truncated(rows) * temperature**2)
+    return _summed(divergence, divergence.truncated(rows) * temperature**2)
+
+
+def _summed(divergence: RowDivergence, values: Tensor) -> LossSum:
+    """The sum of what a row divergence returns."""
+    if not divergence.figures:
+        return LossSum.of(values)
+    loss_N, *others = values.unbind()
+    figures = {name: value_N.detach() for name, value_N in zip(divergence.figures, others, strict=True)}
+    return replace(LossSum.of(loss_N), figures=figures)
 
 
 def per_outcome(divergence: Divergence, *, on_support: bool = False) -> RowDivergence:

@@ -20,7 +20,7 @@ from alignkd.student_train.losses.logits.rows import FullRows, RowDivergence, Tr
 
 
 def ofa(gamma: float = 1.0) -> RowDivergence:
-    """The row divergence; `gamma` above 0."""
+    """The row divergence; `gamma` at least 1."""
     return RowDivergence(
         full=partial(full_values, gamma=gamma), truncated=partial(truncated_values, gamma=gamma), uses_labels=True
     )

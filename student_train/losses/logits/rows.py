@@ -88,6 +88,7 @@ class RowDivergence:
             nobody knows.
         uses_labels: it needs the labels, and their log-probabilities in the student's outcomes.
         uses_squares: `truncated` needs the student's squared mass in the tail.
+        figures: names of further values, without gradient; `full` and `truncated` then return [1 + figures, n].
     """
 
     full: Callable[[FullRows], Tensor] | None
@@ -97,6 +98,7 @@ class RowDivergence:
     tempered: bool = False
     uses_labels: bool = False
     uses_squares: bool = False
+    figures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,9 @@
 """Why a divergence of the logit loss does not fit its settings or a kind of stored logits, one line per reason."""
 
+from collections.abc import Sequence
 from typing import Protocol, get_args
+
+from pydantic import BaseModel
 
 from alignkd.student_train.objective.logits.divergence_table import (
     DIVERGENCES,
@@ -38,10 +41,10 @@ def problem_of_settings(settings: LogitSettings) -> str | None:
     entry = DIVERGENCES[name]
     for key in SETTINGS:
         if key not in entry.settings and (value := getattr(settings, key)) is not None:
+            found = "given" if isinstance(value, BaseModel) else value
             does = "mixes nothing" if key == "logit_mixture" else "does not use it"
             return (
-                f"{key} is {value}, but logit_divergence {name!r} {does}; leave {key} out or take one of "
-                f"{', '.join(users(key))}"
+                f"{key} is {found}, but logit_divergence {name!r} {does}; leave {key} out or take {_one_of(users(key))}"
             )
     if entry.own_temperature is not None and settings.temperature != 1.0:
         return (
@@ -83,11 +86,13 @@ def _refusal(name: LogitDivergence, stored: StoredLogits) -> str:
             "'nucleus' logits"
         )
     if stored == "unknown tail":
-        return f" with tail 'unknown', which leave only divergences of the kept tokens; set it to {_takers(stored)}"
+        names = _one_of(takers(stored))
+        return f" with tail 'unknown', which leave only divergences of the kept tokens; set it to {names}"
     if stored == "sampled":
-        return f", which estimate {_takers(stored)} only; set it to {_takers(stored)} or dump other logits"
+        only = _one_of(takers(stored))
+        return f", which estimate {only} only; set it to {only} or dump other logits"
     return ", which do not have all outcomes; dump 'hidden' or 'full' logits"
 
 
-def _takers(stored: StoredLogits) -> str:
-    return ", ".join(map(repr, takers(stored)))
+def _one_of(names: Sequence[LogitDivergence]) -> str:
+    return repr(names[0]) if len(names) == 1 else f"one of {', '.join(names)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, get_args
 
+from alignkd.student_train.losses.logits import taid
 from alignkd.student_train.losses.logits.akl import akl
 from alignkd.student_train.losses.logits.bild import bild
 from alignkd.student_train.losses.logits.cosine import cosine_probs
@@ -17,6 +18,7 @@ from alignkd.student_train.losses.logits.ofa import ofa
 from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.sinkhorn import sinkhorn
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
+from alignkd.student_train.objective.logits.taid_schedule import TaidConfig, TaidForm
 
 LogitDivergence = Literal[
     "reverse_kl",
@@ -33,6 +35,7 @@ LogitDivergence = Literal[
     "akl",
     "bild",
     "sinkhorn",
+    "taid",
 ]
 # What a store knows of the teacher: its kind of logits, or `unknown tail` for entries without the mass of all others.
 StoredLogits = Literal["full", "hidden", "topk", "nucleus", "unknown tail", "sampled"]
@@ -65,6 +68,10 @@ class DivergenceSettings(Protocol):
 
     @property
     def sinkhorn(self) -> SinkhornConfig | None:
+        """See `LossConfig`."""
+
+    @property
+    def taid(self) -> TaidConfig | None:
         """See `LossConfig`."""
 
 
@@ -153,6 +160,22 @@ def _limit_of_sinkhorn(settings: DivergenceSettings, stored: StoredLogits) -> st
     return None
 
 
+def _taid_form(settings: DivergenceSettings) -> TaidForm:
+    return (settings.taid or TaidConfig()).form
+
+
+def _limit_of_taid(settings: DivergenceSettings, stored: StoredLogits) -> str | None:
+    form = _taid_form(settings)
+    if form == "full" and stored in BUCKETED:
+        return (
+            "and losses.taid.form 'full' mixes all tokens; set it to 'bucketed', which mixes the kept tokens and one "
+            "bucket (another loss, no bound of the full one), or dump 'hidden' or 'full' logits"
+        )
+    if form == "bucketed" and stored in WHOLE:
+        return "and losses.taid.form 'bucketed' is for kept tokens; set it to 'full'"
+    return None
+
+
 DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
     "reverse_kl": _on_outcomes("reverse_kl", "KL(q, p)", "Align-KD, equation 6"),
     "forward_kl": _on_outcomes("forward_kl", "KL(p, q)", "arXiv 1503.02531", {"sampled": "estimate"}),
@@ -205,6 +228,15 @@ DIVERGENCES: dict[LogitDivergence, DivergenceEntry] = {
         own_temperature="sinkhorn.temperature",
         note="not 0 for q = p; each |q_i - p_j|_1 is a lower bound, the sum is none",
         limit=_limit_of_sinkhorn,
+    ),
+    "taid": DivergenceEntry(
+        formula="KL(m, q) with m = softmax((1 - t) ln q + t ln p), m without gradient; t rises from step to step",
+        source="arXiv 2501.16937",
+        accuracy={**dict.fromkeys(WHOLE, "exact"), **dict.fromkeys(BUCKETED, "approximate")},
+        make=lambda settings: taid.BUCKETED if _taid_form(settings) == "bucketed" else taid.FULL,
+        settings=("taid",),
+        note="kept tokens need `form: bucketed`, whose bucket has more mass in m than its tokens would have: no bound",
+        limit=_limit_of_taid,
     ),
 }
 assert {*DIVERGENCES} == {*get_args(LogitDivergence)}, "each name has an entry"

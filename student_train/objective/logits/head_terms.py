@@ -17,7 +17,7 @@ from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.sampled_logit import loss_of_draws
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import cross_entropy
-from alignkd.student_train.objective.logits.logit_terms import weighted_labels
+from alignkd.student_train.objective.logits.logit_terms import weighted_labels, with_figures
 from alignkd.student_train.objective.term import HeadInputs
 from alignkd.student_train.objective.terms import TERMS
 
@@ -26,7 +26,7 @@ SHARED = ("supervised", "logit")
 
 
 def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
-    """The terms on logits that have a weight, in the order of `weights`."""
+    """The terms on logits that have a weight, in the order of `weights`; then the figures of the logit loss."""
     own = {name: TERMS[name].on_logits for name in weights}
     names = [name for name, term in own.items() if term is not None]
     all_columns = isinstance(inputs.targets, FullTargets | HiddenTargets) or inputs.divergence.whole_student is not None
@@ -34,15 +34,21 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
     shared = frozenset() if "logit" in names and apart else frozenset(names) & {*SHARED}
     alone = {name: make(inputs) for name, make in own.items() if make is not None and name not in shared}
 
+    figures = inputs.divergence.figures if "logit" in names else ()
+
     def terms_of_chunk(logits_nV: Tensor, chunk: slice) -> list[Tensor]:
         found = {name: term(logits_nV, chunk) for name, term in alone.items()}
         if shared:
             found |= _shared_terms(inputs, shared, logits_nV, chunk, overwrite=not alone)
+        values, further = [found[name] for name in names], list[Tensor]()
+        place = names.index("logit") if "logit" in found else 0
+        if figures:
+            values[place], *further = values[place].unbind()
         if "logit" in found and inputs.logit_factors_N is not None:
-            found["logit"] = found["logit"] * inputs.logit_factors_N[chunk]
-        return [found[name] for name in names]
+            values[place] = values[place] * inputs.logit_factors_N[chunk]
+        return values + further
 
-    return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names])
+    return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names], num_figures=len(figures))
 
 
 def _shared_terms(
@@ -67,14 +73,16 @@ def _shared_terms(
     if "supervised" in shared:
         found["supervised"] = weighted_labels(inputs, cross_entropy(student).parts, chunk)
     if isinstance(teacher, TruncatedDistribution):
-        found["logit"] = truncated_loss(
-            inputs.divergence,
-            student,
-            teacher,
-            temperature=inputs.temperature,
-            labels_N=labels_n,
-            step_values=inputs.step_values,
-        ).parts
+        found["logit"] = with_figures(
+            truncated_loss(
+                inputs.divergence,
+                student,
+                teacher,
+                temperature=inputs.temperature,
+                labels_N=labels_n,
+                step_values=inputs.step_values,
+            )
+        )
     elif teacher is not None:
         found["logit"] = loss_of_draws(student, teacher).parts
     return found

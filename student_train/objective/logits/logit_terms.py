@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
@@ -10,6 +11,7 @@ from alignkd.student_train.losses.fused_head import HeadTerm
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
 from alignkd.student_train.losses.logits.sampled_logit import sampled_logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.losses.position_groups import groups_in
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.objective.term import HeadInputs
@@ -29,7 +31,10 @@ def weighted_labels(inputs: HeadInputs, values_n: Tensor, chunk: slice) -> Tenso
 
 
 def logit_term(inputs: HeadInputs) -> HeadTerm:
-    """Eq. 6: the divergence from the teacher's distribution, by the kind of logits that the store keeps."""
+    """Eq. 6: the divergence from the teacher's distribution, by the kind of logits that the store keeps.
+
+    Its values are [n], or those of `with_figures`.
+    """
     term, num_tokens = _divergence_term(inputs), inputs.num_tokens
     if num_tokens is None:
         return term
@@ -43,7 +48,7 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
     if isinstance(targets, SampledTargets):  # forward KL at temperature 1: `LossConfig.problems_with`
         return lambda student_nV, chunk: sampled_logit_loss(student_nV, targets.distribution(chunk)).parts
     teacher_of = _teacher_of_chunk(inputs)
-    return lambda student_nV, chunk: (
+    return lambda student_nV, chunk: with_figures(
         logit_loss(
             student_nV,
             teacher_of(chunk),
@@ -52,8 +57,13 @@ def _divergence_term(inputs: HeadInputs) -> HeadTerm:
             labels_N=inputs.labels_N[chunk],
             step_values=inputs.step_values,
             groups=groups_in(inputs.groups, chunk) if inputs.groups else (),
-        ).parts
+        )
     )
+
+
+def with_figures(loss: LossSum) -> Tensor:
+    """The parts [n] of a loss, and those of its figures if it has any: [1 + figures, n]."""
+    return torch.stack([loss.parts, *loss.figures.values()]) if loss.figures else loss.parts
 
 
 def _teacher_of_chunk(inputs: HeadInputs) -> Callable[[slice], Tensor | TruncatedDistribution]:

@@ -46,6 +46,10 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
             ["train.losses.keep is 1.0", "remove 'image'", "remove focus"],
         ),
         ({"store": {"counterfactual": {"remove": "image", "share": 0.5}}}, ["store.counterfactual: share is 0.5"]),
+        (
+            {"train": {"losses": {"logit_divergence": "taid"}}},
+            ["losses.logit_divergence is 'taid'", "'nucleus'", "set it to 'bucketed'", "no bound"],
+        ),
         ({"store": {"attention": "flat16"}}, ["store.attention: expected one of", "found 'flat16'"]),
     ],
 )
@@ -62,6 +66,8 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
         {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"logit_divergence": "forward_kl"}}},
         {"store": {"logits": {"kind": "sampled"}}, "train": {"preset": "supervised"}},
         {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
+        {"store": {"profile": "exact"}, "train": {"losses": {"logit_divergence": "taid"}}},
+        {"train": {"losses": {"logit_divergence": "taid", "taid": {"form": "bucketed"}}}},
         {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},
         {"store": {"counterfactual": {}}, "train": {"losses": {"effect": 1.0, "keep": 1.0}}},
         {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"effect": 1.0}}},

@@ -16,7 +16,7 @@ from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.storage.tools.convert import convert_store
 from alignkd.storage.tools.select import choose as choose_module
 from alignkd.storage.tools.select.choose import Choice, choose
-from alignkd.storage.tools.select.scan import mean_nlls, rank_scores
+from alignkd.storage.tools.select.scan import advantage_scores, mean_nlls, rank_scores
 from alignkd.storage.tools.select.selection import Selection
 
 SUM = NamedTarget(name="sequence_logprob", kind="values", codec="float32", rows="record")
@@ -80,6 +80,15 @@ def test_scores_are_those_of_whole_records(make_store: Make) -> None:
     assert found.selection.without_score == sum(not record.has_image for record in reader) > 0
     kept = [record.index for position, record in enumerate(reader) if shares.scores[position] >= 0.4]
     assert shares.selection.kept.tolist() == sorted(kept)
+
+
+def test_both_layouts_give_the_same_scores(make_store: Make, tmp_path: Path) -> None:
+    store = make_store("store")
+    convert_store(store, tmp_path / "tar", "webdataset")
+    zarr, tar = StoreReader(store), StoreReader(tmp_path / "tar")
+    np.testing.assert_array_equal(mean_nlls(zarr), mean_nlls(tar))
+    np.testing.assert_array_equal(advantage_scores(zarr), advantage_scores(tar))
+    np.testing.assert_array_equal(rank_scores(zarr, k=4).shares, rank_scores(tar, k=4).shares)
 
 
 def test_without_the_sum_it_follows_from_logits(make_store: Make) -> None:

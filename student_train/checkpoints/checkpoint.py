@@ -29,6 +29,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.engine.optimizers.moments import MOMENTS
 from alignkd.student_train.errors import TrainError, unreadable, writing
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ DOMAIN_WEIGHTS = "domain_weights"
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
 FIXED_IN_OLD_CHECKPOINTS = {
+    **{f"losses.{name}": 0.0 for name, term in TERMS.items() if term.weight == 0},
     "trained": "all",
     "quantization": "none",
     "losses.supervised_on_generated": 1.0,
@@ -55,6 +57,11 @@ FIXED_IN_OLD_CHECKPOINTS = {
     "losses.attention_row_weights": "none",
     "losses.attention_decay": None,
     "losses.taid": None,
+    "losses.relations_of": "last_hidden",
+    "losses.relations_layer": None,
+    "losses.relation_rows": "unit",
+    "losses.visual_logit_divergence": "forward_kl",
+    "losses.visual_logit_temperature": 1.0,
 }
 
 

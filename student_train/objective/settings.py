@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 from torch import Tensor
 
+from alignkd.storage.schema.targets.vision import LAST_HIDDEN, PROJECTOR, check_relations_of, layer_of_relations
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
+from alignkd.student_train.losses.logits.divergences import named_divergence
 from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
@@ -22,15 +24,19 @@ from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES,
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.vision.settings import RelationRows, VisionSettings, VisualDivergence
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
-from alignkd.vlm.settings import Amount, Count, Positive, Settings
+from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings
 
 LogitGroups = Literal["visual_advantage"]
 # of `logit_group_share`: ours, no paper gives one for stored targets
 DEFAULT_SHARE = 0.2
 # (1 + p)^100 is finite in float32
 MAX_GAMMA = 100
+VisionMatching = Literal["place", "hungarian"]
+# the terms whose vision tokens `vision_matching` chooses
+MATCHED = ("vsd", "vlad")
 
 if TYPE_CHECKING:
     _Weights = Settings
@@ -42,6 +48,13 @@ else:
     )
 
 
+# settings of terms without which they have no meaning
+_KEYS_OF_TERMS = {
+    "relation": ("relations_of", "relation_rows"),
+    "visual_logit": ("visual_logit_divergence", "visual_logit_temperature"),
+}
+
+
 class LossConfig(_Weights):
     """Weight of each term of eq. 7; a term of weight 0 is not computed. Defaults are the paper's.
 
@@ -49,7 +62,7 @@ class LossConfig(_Weights):
         supervised_on_generated: factor of the cross-entropy at the tokens of answers that a model wrote (turns with
             `generated`, as `alignkd generate` marks them); 0 trains on none of them. The term is the mean of factor
             times cross-entropy over all supervised positions. Validation reports plain cross-entropy.
-        logit_divergence: divergence of the logit loss; formulas in `losses/logits/divergences.py`. Those on the support
+        logit_divergence: divergence of the logit loss; formulas in docs/objectives.md. Those on the support
             compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
             an unknown tail allows.
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
@@ -68,9 +81,19 @@ class LossConfig(_Weights):
             Samples without images have other positions only. Validation reports the plain mean. Needs a store with
             `store.counterfactual`. None: one mean over all positions.
         logit_group_share: share of a sample's positions in the first group (default 0.2), rounded down.
+        relations_of: the states that the loss `relation` compares: `last_hidden`, the last hidden states after the
+            final norm; `projector`, the projector's output; `layer_K`, the output of the teacher's decoder layer K.
+        relations_layer: the student's decoder layer that is compared with `layer_K`.
+        relation_rows: `unit` divides states by their norms, so that relations are cosines; `plain` does not, which
+            needs the teacher's states: `vision_states`, or `vision_all` for the projector.
+        visual_logit_divergence: divergence of the loss `visual_logit`, as in `logit_divergence`.
+        visual_logit_temperature: divides the logits of both sides in the loss `visual_logit`.
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
             None: 8 on a CPU, whose cache holds as much, and 256 on a GPU.
+        vision_matching: which vision tokens `vsd` and `vlad` compare. `place`: those of the same places of an image.
+            `hungarian`: the pairs with the smallest sum of L1 distances between logits, one to one within each image,
+            for which the host waits once per micro-batch; teacher and student may make unequally many of an image.
         attention_layers: the student's decoder layers whose attention is compared, each with a layer of the teacher or
             with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
             `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
@@ -98,8 +121,14 @@ class LossConfig(_Weights):
     temperature: Positive = 1.0
     logit_groups: LogitGroups | None = None
     logit_group_share: float | None = Field(default=None, ge=0, le=1)
+    relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
+    relations_layer: CountFromZero | None = None
+    relation_rows: RelationRows = "unit"
+    visual_logit_divergence: VisualDivergence = "forward_kl"
+    visual_logit_temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
+    vision_matching: VisionMatching = "place"
     attention_layers: LayerMap | None = None
     attention_form: AttentionForm = "mse"
     attention_heads: AttentionHeads = "adapter"
@@ -146,6 +175,15 @@ class LossConfig(_Weights):
         return self
 
     @model_validator(mode="after")
+    def _matching_is_used(self) -> Self:
+        if self.vision_matching != "place" and not self.weights.keys() & {*MATCHED}:
+            raise ValueError(
+                f"vision_matching is {self.vision_matching!r}, but {' and '.join(MATCHED)} are 0, so nothing is "
+                "matched; leave vision_matching out or set one of them above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_have_weights(self) -> Self:
         if self.attention_form == "cosine" and self.attention_row_weights != "none":
             raise ValueError(
@@ -153,6 +191,36 @@ class LossConfig(_Weights):
                 "maps, which have no weights of rows; set it to 'none', or attention_form to 'row_cosine', 'kl' or "
                 "'mse'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_relations(self) -> Self:
+        layer = layer_of_relations(self.relations_of)
+        if layer is not None and self.relations_layer is None:
+            raise ValueError(
+                f"relations_of is {self.relations_of!r}, a layer of the teacher, but relations_layer is not given; set "
+                "it to the student's layer that is compared with it"
+            )
+        if layer is None and self.relations_layer is not None:
+            raise ValueError(
+                f"relations_layer is {self.relations_layer}, but relations_of {self.relations_of!r} is no layer; leave "
+                "relations_layer out, or set relations_of to layer_K"
+            )
+        if layer is not None and self.relation_rows == "plain":
+            raise ValueError(
+                f"relation_rows is 'plain', but of {self.relations_of!r} a store keeps cosines alone; set it to 'unit'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vision_settings_are_used(self) -> Self:
+        for term, keys in _KEYS_OF_TERMS.items():
+            changed = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            if changed and term not in self.weights:
+                raise ValueError(
+                    f"{changed[0]} is {getattr(self, changed[0])!r}, but {term} is 0, so it is not used; leave "
+                    f"{changed[0]} out or set {term} above 0"
+                )
         return self
 
     def weights_at(self, progress: float) -> dict[str, float]:
@@ -276,9 +344,55 @@ class LossConfig(_Weights):
         return {name: weight for name in TERMS if (weight := float(getattr(self, name))) > 0}
 
     @property
+    def recorded_layers(self) -> tuple[int, ...]:
+        """The student's decoder layers whose output a term compares."""
+        return () if self.relations_layer is None else (self.relations_layer,)
+
+    @property
+    def vision_settings(self) -> VisionSettings:
+        """Settings of the terms on vision tokens."""
+        return VisionSettings(
+            relations_of=self.relations_of,
+            layer=self.relations_layer,
+            unit_rows=self.relation_rows == "unit",
+            divergence=named_divergence(self.visual_logit_divergence),
+            temperature=self.visual_logit_temperature,
+        )
+
+    @property
+    def needs_teacher_head(self) -> bool:
+        """Whether a term, or the matching, makes logits of the teacher's states at vision positions."""
+        return self.vision_matching == "hungarian" or any(TERMS[name].teacher_head for name in self.weights)
+
+    def targets_in(self, *, relations: str | None, norms: bool) -> dict[str, Target]:
+        """`needed_targets`, with what a store has in place of `vision_relations` and `state_norms`.
+
+        Relations are stored, or follow from the teacher's states: those at the vision positions, or the projector's
+        output. Norms are stored, or follow from logits that are stored as hidden states.
+
+        Args:
+            relations: the states of which relations are stored; None: of none.
+            norms: whether norms are stored.
+        """
+        found = self.needed_targets
+        stored = relations == self.relations_of and self.relation_rows == "unit"
+        if "relation" in found and not stored:
+            other: dict[str, Target] = {LAST_HIDDEN: "vision_states", PROJECTOR: "vision_all"}
+            found["relation"] = other.get(self.relations_of, "vision_relations")
+        if "nd" in found and not norms:
+            found["nd"] = "logits"
+        return found
+
+    @property
     def needed_targets(self) -> dict[str, Target]:
-        """The target that each term with a weight above 0 needs, by term; terms that need none are left out."""
-        return {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        """The target that each term with a weight above 0 needs, by term; terms that need none are left out.
+
+        A matching of vision tokens needs a target, too; it is under the name `vision_matching`.
+        """
+        found = {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        if self.vision_matching == "hungarian" and "vision_states" not in found.values():
+            found["vision_matching"] = "vision_states"
+        return found
 
     @property
     def high_share(self) -> float | None:

@@ -43,7 +43,7 @@ from alignkd.student_train.run.extension import (
 )
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 
@@ -295,7 +295,7 @@ def micro_batches(
         divisions,
         ranks,
         steps=range(first_step, config.num_steps),
-        targets={*config.losses.needed_targets.values()},
+        targets={*targets_by_term(samples.reader.manifest, config.losses).values()},
         stem=stem,
         attention=attention,
         workers=config.data_workers,

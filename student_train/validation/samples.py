@@ -24,7 +24,7 @@ from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.plan import RunPlan
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.validation_config import ValidationConfig, ValidationData, terms_without_teacher
 from alignkd.vlm.data.data_list import needs_folder
 from alignkd.vlm.data.images import image_files
@@ -144,7 +144,7 @@ def _stored(
     load = partial(
         load_batch,
         samples,
-        targets={*losses.needed_targets.values()},
+        targets={*targets_by_term(samples.reader.manifest, losses).values()},
         stem=stem_lookup(samples.reader, plan.config),
         attention=chosen_attention(samples.reader, plan.attention),
     )

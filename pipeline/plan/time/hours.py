@@ -108,6 +108,9 @@ def training_operations(
             gradient_checkpointing=train.gradient_checkpointing,
             weight_gradients=weight_gradient_share(student, config.student.trained_config),
         )
+    if train.losses.needs_teacher_head:  # the heads of both models at the vision positions
+        D, V = student.size.hidden_size, student.size.vocab_size
+        step += (2 + 4 + 2) * D * V * shape["vision"]
     total = step * steps * train.global_batch_size(1)
     if train.domain_weights is not None:
         total += measured * math.ceil(steps / train.domain_weights.interval) * forward_flops(student, **shape)

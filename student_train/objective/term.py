@@ -157,6 +157,7 @@ class HeadInputs:
         step_values: numbers that change from step to step and that the divergence reads by name.
         groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
+        logit_factors_N: float32, multiplies the logit loss at each position; None: 1 everywhere.
     """
 
     labels_N: Tensor
@@ -168,6 +169,7 @@ class HeadInputs:
     step_values: Mapping[str, float] = field(default_factory=dict)
     groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
+    logit_factors_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

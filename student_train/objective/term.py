@@ -29,7 +29,7 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised"]
+Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
 Target = Literal[
     "attention",
     "vision_top",
@@ -179,7 +179,7 @@ class Term:
     Attributes:
         meaning: the line about its weight in docs/configuration.md.
         weight: default weight.
-        presets: the presets that give the term its default weight; the others give it 0.
+        presets: the presets that give the term its default weight; the others give it 0, or their own (`presets.py`).
         target: the stored target that it compares with; None if it needs no teacher.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image
             (`vsd` and `vlad` unless `vision_matching` pairs them).

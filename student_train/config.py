@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.data.division import MicroBatchLimit
+from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.adapters import AdapterInit
 from alignkd.student_train.objective.presets import preset_losses, preset_train
@@ -128,6 +129,8 @@ class TrainConfig(Settings):
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
+        domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
+            settings; None: the weights of stores and data sets, which stay.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
         extend: go on from the last state of an earlier run; `steps` or `epochs` count from the beginning of that run.
         keep_each_epoch: write a checkpoint at the end of each pass over the store, and keep it beside the
@@ -169,6 +172,7 @@ class TrainConfig(Settings):
     tensorboard: bool = True
     data_workers: CountFromZero = 0
 
+    domain_weights: DomainWeights | None = None
     validation: ValidationConfig | None = None
     extend: ExtendConfig | None = None
     keep_each_epoch: bool = False

@@ -29,6 +29,9 @@ from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings
 
+LogitGroups = Literal["visual_advantage"]
+# of `logit_group_share`: ours, no paper gives one for stored targets
+DEFAULT_SHARE = 0.2
 # (1 + p)^100 is finite in float32
 MAX_GAMMA = 100
 VisionMatching = Literal["place", "hungarian"]
@@ -73,6 +76,11 @@ class LossConfig(_Weights):
         sinkhorn: settings of `sinkhorn`; None: its defaults.
         taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
+        logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the
+            image helps the teacher most plus the mean over all other positions: the few count as much as the many.
+            Samples without images have other positions only. Validation reports the plain mean. Needs a store with
+            `store.counterfactual`. None: one mean over all positions.
+        logit_group_share: share of a sample's positions in the first group (default 0.2), rounded down.
         relations_of: the states that the loss `relation` compares: `last_hidden`, the last hidden states after the
             final norm; `projector`, the projector's output; `layer_K`, the output of the teacher's decoder layer K.
         relations_layer: the student's decoder layer that is compared with `layer_K`.
@@ -112,6 +120,8 @@ class LossConfig(_Weights):
     sinkhorn: SinkhornConfig | None = None
     taid: TaidConfig | None = None
     temperature: Positive = 1.0
+    logit_groups: LogitGroups | None = None
+    logit_group_share: float | None = Field(default=None, ge=0, le=1)
     relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
     relations_layer: CountFromZero | None = None
     relation_rows: RelationRows = "unit"
@@ -140,6 +150,20 @@ class LossConfig(_Weights):
     def _settings_of_divergence_are_used(self) -> Self:
         if (problem := problem_of_settings(self)) is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_used(self) -> Self:
+        if self.logit_groups is not None and "logit" not in self.weights:
+            raise ValueError(
+                f"logit_groups is {self.logit_groups!r}, but logit is 0, so there is no logit loss; leave logit_groups "
+                "out or set logit above 0"
+            )
+        if self.logit_group_share is not None and self.logit_groups is None:
+            raise ValueError(
+                f"logit_group_share is {self.logit_group_share}, but logit_groups is not given; leave it out, or set "
+                "logit_groups to 'visual_advantage'"
+            )
         return self
 
     @model_validator(mode="after")
@@ -266,10 +290,11 @@ class LossConfig(_Weights):
     def for_validation(self) -> Self:
         """The same terms in a form that does not change from step to step and can be compared between runs.
 
-        Cross-entropy is plain, whatever its factor on answers of a model. TAID's loss is smaller the less its t is, for
+        Cross-entropy is plain, whatever its factor on answers of a model, and the logit loss is one mean over all
+        positions, whatever its groups. TAID's loss is smaller the less its t is, for
         the same student: validated is forward KL, which it becomes at t = 1.
         """
-        plain: dict[str, Any] = {"supervised_on_generated": 1.0}
+        plain: dict[str, Any] = {"supervised_on_generated": 1.0, "logit_groups": None}
         if self.logit_divergence == "taid":
             plain |= {"logit_divergence": "forward_kl", "taid": None}
         return self.model_copy(update=plain)
@@ -282,6 +307,7 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
+        logit_factors_N: Tensor | None = None,
         step_values: Mapping[str, float] | None = None,
         positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
@@ -289,6 +315,7 @@ class LossConfig(_Weights):
 
         Args:
             generated_N: as in `TrainBatch`.
+            logit_factors_N: as in `HeadInputs`.
             step_values: as in `HeadInputs`; None: those before the first step.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
@@ -309,6 +336,7 @@ class LossConfig(_Weights):
             step_values=self.first_step_values if step_values is None else step_values,
             groups=groups,
             label_factors_N=factors_N,
+            logit_factors_N=logit_factors_N,
         )
 
     @property
@@ -373,3 +401,10 @@ class LossConfig(_Weights):
         if self.vision_matching == "hungarian" and "vision_states" not in found.values():
             found["vision_matching"] = "vision_states"
         return found
+
+    @property
+    def high_share(self) -> float | None:
+        """Share of a sample's positions in the high group of the logit loss; None: there are no groups."""
+        if self.logit_groups is None:
+            return None
+        return DEFAULT_SHARE if self.logit_group_share is None else self.logit_group_share

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, stores_advantage
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.data.sources import sources_of
 from alignkd.student_train.errors import TrainError
@@ -31,6 +32,11 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
     logits = reader.manifest.codecs.logits
     if problems := losses.problems_with(logits.kind, f"store {reader.path}", logits.tail):
         raise TrainError("; ".join(problems))
+    if losses.logit_groups is not None and not stores_advantage(reader.manifest):
+        raise TrainError(
+            f"losses.logit_groups is {losses.logit_groups!r}, but store {reader.path} keeps no {ADVANTAGE}; leave "
+            "logit_groups out, or dump with store.counterfactual"
+        )
 
 
 def check_images(reader: StoreReader, images: Path | None, images_of: Mapping[str, Path | None]) -> None:

@@ -74,10 +74,18 @@ class Capture:
         model: the teacher.
         config: section `store`.
         num_tokens: columns of the head that are tokens, if the others are padding; None: all columns.
+        sequence_logprob: whether records hold the log-probability of their text.
     """
 
-    def __init__(self, model: VisionLanguageModel, config: StoreConfig, *, num_tokens: int | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        config: StoreConfig,
+        *,
+        num_tokens: int | None = None,
+        sequence_logprob: bool = True,
+    ) -> None:
+        self.model, self.config, self._sequence_logprob = model, config, sequence_logprob
         self._codec, self._num_tokens = config.logits, num_tokens
         self._copies = HostCopies(model.device)
         self._attention_capture = AttentionCapture(model, config, self._copies)
@@ -163,6 +171,7 @@ class Capture:
             None if drawn is None else to_device(torch.from_numpy(drawn), self.model.device),
             self._codec,
             num_tokens=self._num_tokens,
+            label_logprobs=self._sequence_logprob,
         )
         arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]

@@ -79,6 +79,8 @@ def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outco
     dataset = open_samples(job, job.open_student())
     student = build_student(job, job.open_student(), dataset.reader)
     batch = batch_of(dataset, student.model.config, job.train, ids)
+    if job.train.losses.logit_groups is not None:
+        student.group_sizes = (3, 9)  # of a global batch
     here = forward_and_backward(student, batch)
     student.zero_grad()
     with pretend_device() as device:

@@ -68,7 +68,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
-    "blank": {"effect": 1.0},
+    "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
     "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
     "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
     "stem_relations": {"relation": 1.0, "relations_of": "projector"},
@@ -134,7 +134,7 @@ class GoldenJobs:
         found = class_means(reader, min_count=1)
         tensors = {"tokens": torch.from_numpy(found.tokens), "centres": torch.from_numpy(found.means)}
         path = self.folder / "centres.safetensors"
-        save_tensors(tensors, path, metadata={"teacher": reader.manifest.fingerprint["weights"]})
+        save_tensors(tensors, path, metadata={"class_means_of": reader.manifest.fingerprint["weights"]})
         return path
 
     def _store(self, kind: str) -> Path:
@@ -151,6 +151,7 @@ def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, 
         targets=targets_by_term(dataset.reader.manifest, config.losses).values(),
         attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
+        high_share=config.losses.high_share,
     )
 
 

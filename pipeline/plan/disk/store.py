@@ -119,6 +119,7 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
             for pairs, target in attention_targets(manifest.stored_more).items()
         },
         **counterfactual_rows(manifest, rows),
+        **{target.name: np.ones_like(rows.tokens) for target in manifest.stored_more if target.rows == "record"},
         **vision_rows(manifest, rows),
     }
 

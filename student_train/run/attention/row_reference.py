@@ -61,7 +61,7 @@ def references_of_run(plan: RunPlan, student: DistilledStudent, *, resumed: bool
 def _write(path: Path, plan: RunPlan, match: AttentionMatch, student: DistilledStudent) -> None:
     has_image = np.concatenate([reader.has_image for reader in plan.samples.readers])
     images = np.concatenate([reader.num_images for reader in plan.samples.readers])
-    positions = np.flatnonzero(has_image & ~np.isin(np.arange(len(images)), plan.held_out) & (images == 1))
+    positions = np.flatnonzero(has_image & np.isin(np.arange(len(images)), plan.mixture.trained) & (images == 1))
     chosen = fixed_subset(plan.samples, positions, SAMPLES)
     if not len(chosen):
         raise TrainError(

@@ -12,9 +12,9 @@ from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.student_train.objective.presets import preset_losses, preset_train
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
-from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
 from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
@@ -118,7 +118,8 @@ class TrainConfig(Settings):
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
         adapter_init: initial values of fresh adapters: `pytorch` as in the reference code; `mean_of_heads` starts each
             student head at the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
-        preset: default values of `losses`; explicit keys of `losses` override them.
+        preset: default values of `losses`; explicit keys of `losses` override them. `paper` is Align-KD; `supervised`
+            trains without a teacher; the others are the objectives of docs/objectives.md with their authors' defaults.
         losses: weight of each term, and settings of the logit loss.
         profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
         targets: source of each target.
@@ -193,7 +194,8 @@ class TrainConfig(Settings):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
-        return {**values, "losses": _over(preset_weights(values["preset"]), values.get("losses"))}
+        preset: Preset = values["preset"]
+        return {**preset_train(preset), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod

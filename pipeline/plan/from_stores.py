@@ -17,6 +17,7 @@ from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
+from alignkd.pipeline.plan.objective import planned_objective
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
@@ -56,6 +57,7 @@ class TrainingPlan:
         hours: device -> hours of the whole training on one such device.
         notes: lines on stored targets that no loss compares with, and on the choice of samples.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
+        objective: as `planned_objective`.
     """
 
     name: str | None
@@ -73,6 +75,7 @@ class TrainingPlan:
     host_memory: int
     notes: Sequence[str] = ()
     evaluation: EvaluationPlan | None = None
+    objective: Mapping[str, Any] | None = None
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -98,6 +101,7 @@ class TrainingPlan:
             "stage": self.name,
             "stores": [dict(row) for row in self.stores],
             "samples_per_pass": self.per_pass,
+            "objective": None if self.objective is None else dict(self.objective),
             "steps": self.steps,
             "samples_seen": self.samples_seen,
             "longest": self.longest,
@@ -190,6 +194,7 @@ def training_plan(
             *_notes_on_samples(mixture),
         ],
         evaluation=plan_evaluation(config, shapes, trained),
+        objective=planned_objective(train),
     )
 
 
@@ -270,6 +275,7 @@ def _load(
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
         state_adapter="state_adapter" in adapters and shapes.hidden_size != student.size.hidden_size,
+        relations="relation" in train.losses.weights,
         head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         batch_bytes=largest.samples * (student.array_bytes_of(vision) + targets),
     )

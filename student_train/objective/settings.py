@@ -16,7 +16,7 @@ from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
-from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
+from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
@@ -100,7 +100,8 @@ class LossConfig(_Weights):
             its layers i to i + m - k. None: the first layer of both that has attention.
         attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher, student) of
             each row over its columns and one outcome for all other keys. `cosine`: 1 - cosine of the whole map of a
-            sample and head. `row_cosine`: 1 - cosine of each row.
+            sample and head. `row_cosine`: 1 - cosine of each row. `filtered_cosine`: 1 - cosine of the column means of
+            a sample's map from vision tokens to vision tokens, without entries above mean + standard deviation.
         attention_heads: what each student head is compared with. `adapter`: a trained mixture of the teacher's heads.
             `grouped`: the mean of its group of neighbouring teacher heads. `mean`: the means of all heads of both sides
             are compared.
@@ -185,11 +186,11 @@ class LossConfig(_Weights):
 
     @model_validator(mode="after")
     def _rows_have_weights(self) -> Self:
-        if self.attention_form == "cosine" and self.attention_row_weights != "none":
+        if self.attention_form in MAP_FORMS and self.attention_row_weights != "none":
             raise ValueError(
-                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form 'cosine' compares whole "
-                "maps, which have no weights of rows; set it to 'none', or attention_form to 'row_cosine', 'kl' or "
-                "'mse'"
+                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form "
+                f"{self.attention_form!r} compares whole maps, which have no weights of rows; set it to 'none', or "
+                "attention_form to 'row_cosine', 'kl' or 'mse'"
             )
         return self
 
@@ -342,6 +343,13 @@ class LossConfig(_Weights):
     def weights(self) -> dict[str, float]:
         """The weights above 0 by term."""
         return {name: weight for name in TERMS if (weight := float(getattr(self, name))) > 0}
+
+    @property
+    def chosen_settings(self) -> dict[str, Any]:
+        """The settings that are not the defaults, without the weights, as plain values; and the used divergence."""
+        used = {"logit_divergence": self.logit_divergence} if "logit" in self.weights else {}
+        chosen = {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in TERMS}
+        return used | chosen
 
     @property
     def recorded_layers(self) -> tuple[int, ...]:

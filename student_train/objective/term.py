@@ -29,7 +29,7 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised"]
+Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
 Target = Literal[
     "attention",
     "vision_top",
@@ -179,9 +179,10 @@ class Term:
     Attributes:
         meaning: the line about its weight in docs/configuration.md.
         weight: default weight.
-        presets: the presets that give the term its default weight; the others give it 0.
+        presets: the presets that give the term its default weight; the others give it 0, or their own (`presets.py`).
         target: the stored target that it compares with; None if it needs no teacher.
-        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
+        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image
+            (`vsd` and `vlad` unless `vision_matching` pairs them).
         teacher_head: it makes logits of the teacher's stored states with the teacher's head.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks

@@ -148,6 +148,7 @@ def announce(plan: RunPlan) -> None:
         _log_device(plan)
         for line in (*plan.mixture.lines(), *_attention(plan), _length(plan)):
             logger.info("%s", line)
+        _note_longer_than_budget(plan)
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
@@ -187,6 +188,19 @@ def _length(plan: RunPlan) -> str:
     if not added:
         return f"{line} ({asked})"
     return f"{line} ({asked}, rounded up to whole steps by {added} more samples; no sample is dropped)"
+
+
+def _note_longer_than_budget(plan: RunPlan) -> None:
+    """Samples that take more memory than the token budget promises."""
+    budget, lengths = plan.config.token_budget, plan.samples.lengths
+    if budget is not None and (number := int((lengths > budget).sum())):
+        logger.info(
+            "token_budget %d: %d of %d samples are longer, up to %d tokens; each of them is a micro-batch of its own",
+            budget,
+            number,
+            len(lengths),
+            int(lengths.max()),
+        )
 
 
 def _warn_about_repeated(plan: RunPlan) -> None:

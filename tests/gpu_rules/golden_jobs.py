@@ -134,7 +134,7 @@ class GoldenJobs:
         found = class_means(reader, min_count=1)
         tensors = {"tokens": torch.from_numpy(found.tokens), "centres": torch.from_numpy(found.means)}
         path = self.folder / "centres.safetensors"
-        save_tensors(tensors, path, metadata={"teacher": reader.manifest.fingerprint["weights"]})
+        save_tensors(tensors, path, metadata={"class_means_of": reader.manifest.fingerprint["weights"]})
         return path
 
     def _store(self, kind: str) -> Path:

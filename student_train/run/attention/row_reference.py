@@ -25,7 +25,8 @@ from alignkd.student_train.losses.attention.row_weights import renormalised
 from alignkd.student_train.losses.attention.squared_error import length_mask
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.attention.row_reference import RowReference, RowReferences, row_weights
-from alignkd.student_train.objective.attention.term import RowsOfPair, head_weights
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import head_weights
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.plan import RunPlan

@@ -1,4 +1,4 @@
-"""Relations of vision tokens: cosines of the states of all pairs of tokens of an image.
+"""Cosines of states: of all pairs of vision tokens of an image (relations), and of any two lists of states.
 
 Shapes: I images of P tokens each, D width of a state, R = P (P - 1) / 2 pairs.
 """
@@ -27,6 +27,12 @@ def cosine_triangle(states_IPD: Tensor) -> Tensor:
     """Cosines of all pairs of states of each image, (0, 1), (0, 2) ... (P - 2, P - 1): [I, R]."""
     units_IPD = unit_rows(states_IPD)
     return upper_triangle(units_IPD @ units_IPD.transpose(1, 2))
+
+
+def cosines(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosine of every state [..., A, D] with every state [..., B, D]: [..., A, B], float32 (float64 for float64)."""
+    units = [unit_rows(states if states.dtype == torch.float64 else states.float()) for states in (rows, columns)]
+    return units[0] @ units[1].transpose(-1, -2)
 
 
 def num_pairs(tokens: int) -> int:

@@ -21,6 +21,7 @@ from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import NONE, STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
@@ -199,7 +200,14 @@ class DataAndTeacher(Settings):
 
 
 # the key that stores the target of a term on states
-_STORED_BY = {"relation": "store.vision_relations", "visual_logit": "store.vision_states", "nd": "store.state_norms"}
+_STORED_BY = {
+    "relation": "store.vision_relations",
+    "visual_logit": "store.vision_states",
+    "nd": "store.state_norms",
+    "vsd": "store.vision_states",
+    "vlad": "store.vision_text_affinity",
+    "vision_matching": "store.vision_states",
+}
 
 
 class RunConfig(DataAndTeacher):
@@ -233,6 +241,8 @@ class RunConfig(DataAndTeacher):
         if missing := [term for term, key in weighed.items() if self._is_missing(term, key)]:
             keys = [self._keys_of(term) for term in missing if term in _STORED_BY]
             named = ", ".join(keys)
+            # a matching has no weight
+            missing = [term if term in losses.weights else f"{term} {getattr(losses, term)}" for term in missing]
             problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 f"store the target{f' ({named})' if keys else ''} or set the weight to 0"
@@ -264,8 +274,8 @@ class RunConfig(DataAndTeacher):
             return self.store.logits.kind == "none"
         if key == "counterfactual":
             return False  # `LossConfig.problem_of_counterfactual`
-        if key == VISION_STATES:
-            return self._is_of_dump(key) and self.store.vision_states == NONE
+        if key in (VISION_STATES, AFFINITY):
+            return self._is_of_dump(key) and getattr(self.store, key) == NONE
         if key == "vision_relations":
             stored = self.store.vision_relations != NONE and self.store.relations_of == self.train.losses.relations_of
             return self._is_of_dump("vision_relations", "relations_of") and not stored

@@ -54,12 +54,12 @@ FIXED_IN_OLD_CHECKPOINTS = {
     "losses.attention_heads": "adapter",
     "losses.attention_row_weights": "none",
     "losses.attention_decay": None,
+    "losses.taid": None,
     "losses.relations_of": "last_hidden",
     "losses.relations_layer": None,
     "losses.relation_rows": "unit",
     "losses.visual_logit_divergence": "forward_kl",
     "losses.visual_logit_temperature": 1.0,
-    "losses.taid": None,
 }
 
 

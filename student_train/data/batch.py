@@ -14,7 +14,13 @@ from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
-from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
+from alignkd.student_train.data.targets import (
+    AffinityTargets,
+    AttentionTargets,
+    CounterfactualTargets,
+    LogitTargets,
+    StemInputs,
+)
 from alignkd.vlm.inputs.batch import SequenceBatch
 from alignkd.vlm.inputs.packed_images import PackedImages
 
@@ -40,6 +46,8 @@ class TrainBatch:
         vision_states_PD: the teacher's last hidden states at the vision positions, in the order of `vision_all_PD`.
         vision_relations_R: cosines of all pairs of vision tokens of each image, image after image.
         state_norms_N: norms of the teacher's last hidden states at the supervised positions.
+        teacher_tokens_of_image: the teacher's vision tokens of each image.
+        affinity: the teacher's cosines between text queries and vision tokens.
         counterfactual: the teacher's two passes over the samples with images.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
@@ -57,6 +65,8 @@ class TrainBatch:
     vision_states_PD: EncodedTensor | None = None
     vision_relations_R: EncodedTensor | None = None
     state_norms_N: EncodedTensor | None = None
+    teacher_tokens_of_image: tuple[int, ...] = ()
+    affinity: AffinityTargets | None = None
     counterfactual: CounterfactualTargets | None = None
     stem: StemInputs | None = None
 

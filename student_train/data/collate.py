@@ -21,6 +21,7 @@ from alignkd.storage.record.record import (
     TruncatedLogits,
     as_float32,
 )
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
 from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
@@ -28,6 +29,7 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
+    AffinityTargets,
     AttentionTargets,
     CounterfactualTargets,
     FullTargets,
@@ -58,7 +60,7 @@ def collate(
 
     Args:
         targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_relations`,
-            `state_norms` and `counterfactual` the losses need.
+            `state_norms`, `vision_text_affinity` and `counterfactual` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
     """
@@ -84,6 +86,8 @@ def collate(
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
         vision_states_PD=_further(with_image, VISION_STATES) if "vision_states" in targets and with_image else None,
+        teacher_tokens_of_image=tuple(itertools.chain(*(record.tokens_of_image for record in with_image))),
+        affinity=_affinity(examples, records, sequences) if AFFINITY in targets and with_image else None,
         vision_relations_R=_relations(with_image) if "vision_relations" in targets and with_image else None,
         state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
@@ -236,6 +240,26 @@ def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
     if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
         return HiddenTargets(states=_coded(hidden, np.concatenate))
     return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _affinity(examples: Sequence[Example], records: Sequence[Record], sequences: SequenceBatch) -> AffinityTargets:
+    """Those of the samples with images, of which there is at least one."""
+    rows = [row for row, record in enumerate(records) if record.has_image]
+    starts = [row * sequences.input_ids_BL.shape[1] for row in rows]
+    positions, targets = [examples[row].positions for row in rows], [records[row].more[AFFINITY] for row in rows]
+    queries = [start + own.tqv_query_positions for start, own in zip(starts, positions, strict=True)]
+    vision = [start + own.vision_positions for start, own in zip(starts, positions, strict=True)]
+    num_queries, num_vision = (tuple(map(len, places)) for places in (queries, vision))
+    num_teacher = [target.shape[-1] for target in targets]  # type: ignore[union-attr]  # no logits
+    return AffinityTargets(
+        coded_SQT=_coded(targets, _padded),  # type: ignore[arg-type]  # no logits
+        queries_SQ=pad_positions(queries)[0],
+        vision_SP=pad_positions(vision)[0],
+        samples_S=torch.tensor(rows),
+        lengths_3S=torch.tensor([num_queries, num_teacher, num_vision]),
+        num_queries_S=num_queries,
+        num_vision_S=num_vision,
+    )
 
 
 def _counterfactual(records: Sequence[Record]) -> CounterfactualTargets:

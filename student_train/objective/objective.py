@@ -22,6 +22,7 @@ from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, Heads, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.vision.pairs import TokensOfImages, VisionPairs, match_vision_tokens
 from alignkd.student_train.trained.selection import select_trained
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
@@ -103,6 +104,7 @@ class DistilledStudent(nn.Module):
         recorded = self.losses.recorded_layers
         with self.model.watched_layers(watched) as layers, recorded_states(self.model, recorded) as after_layers:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
+        heads = self._heads()
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
@@ -114,7 +116,8 @@ class DistilledStudent(nn.Module):
             second=self._second_passes(batch, vision),
             fixed_heads=self.fixed_heads,
             references=self.references,
-            heads=self._heads(),
+            vision_pairs=self._vision_pairs(batch, hidden_BLD, heads),
+            heads=heads,
             vision=self.losses.vision_settings,
             after_layers=after_layers,
             centres=self.centres,
@@ -140,6 +143,22 @@ class DistilledStudent(nn.Module):
             teacher=None if self.teacher_head is None else self.teacher_head.head,
             num_tokens=self.num_tokens,
             chunk_bytes=self.losses.head_chunk_mib << 20,
+        )
+
+    def _vision_pairs(self, batch: TrainBatch, hidden_BLD: Tensor, heads: Heads) -> VisionPairs | None:
+        """The vision tokens that are compared; None: those of the same places, or none."""
+        targets = batch.vision_states_PD
+        if self.losses.vision_matching == "place" or targets is None:
+            return None
+        assert heads.teacher is not None  # `LossConfig.needs_teacher_head`
+        return match_vision_tokens(
+            hidden_BLD.detach().flatten(0, 1)[batch.sequences.vision_places_P],
+            heads.student,
+            targets.decode().to(heads.teacher.weight_VD.dtype),
+            heads.teacher,
+            TokensOfImages.of(batch.sequences, batch.teacher_tokens_of_image),
+            num_tokens=heads.num_tokens,
+            chunk_bytes=heads.chunk_bytes,
         )
 
     def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:

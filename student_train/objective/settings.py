@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, Field, create_model, model_validator
@@ -31,6 +31,9 @@ from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Setting
 
 # (1 + p)^100 is finite in float32
 MAX_GAMMA = 100
+VisionMatching = Literal["place", "hungarian"]
+# the terms whose vision tokens `vision_matching` chooses
+MATCHED = ("vsd", "vlad")
 
 if TYPE_CHECKING:
     _Weights = Settings
@@ -56,7 +59,7 @@ class LossConfig(_Weights):
         supervised_on_generated: factor of the cross-entropy at the tokens of answers that a model wrote (turns with
             `generated`, as `alignkd generate` marks them); 0 trains on none of them. The term is the mean of factor
             times cross-entropy over all supervised positions. Validation reports plain cross-entropy.
-        logit_divergence: divergence of the logit loss; formulas in `losses/logits/divergences.py`. Those on the support
+        logit_divergence: divergence of the logit loss; formulas in docs/objectives.md. Those on the support
             compare the tokens that a `topk` or `nucleus` store keeps, renormalised on both sides: all that a store with
             an unknown tail allows.
         logit_mixture: share of the teacher in the mixture of `js` and `support_js` (default 0.5); share of the
@@ -80,6 +83,9 @@ class LossConfig(_Weights):
         head_chunk_mib: largest size of the float32 logits of the positions that are computed at a time, MiB.
         attention_chunk_mib: largest size of one float32 copy of the attention rows that are computed at a time, MiB.
             None: 8 on a CPU, whose cache holds as much, and 256 on a GPU.
+        vision_matching: which vision tokens `vsd` and `vlad` compare. `place`: those of the same places of an image.
+            `hungarian`: the pairs with the smallest sum of L1 distances between logits, one to one within each image,
+            for which the host waits once per micro-batch; teacher and student may make unequally many of an image.
         attention_layers: the student's decoder layers whose attention is compared, each with a layer of the teacher or
             with the mean of a list of them, such as `{0: 0, 1: [1, 2]}`; or a band of the student's depth such as
             `30%-70%`, whose k layers are compared with the m stored layers of the teacher, the i-th with the mean of
@@ -112,6 +118,7 @@ class LossConfig(_Weights):
     visual_logit_temperature: Positive = 1.0
     head_chunk_mib: Count = 64
     attention_chunk_mib: Count | None = None
+    vision_matching: VisionMatching = "place"
     attention_layers: LayerMap | None = None
     attention_form: AttentionForm = "mse"
     attention_heads: AttentionHeads = "adapter"
@@ -140,6 +147,15 @@ class LossConfig(_Weights):
             raise ValueError(
                 f"supervised_on_generated is {self.supervised_on_generated}, but supervised is 0, so there is no "
                 "cross-entropy; leave supervised_on_generated out or set supervised above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _matching_is_used(self) -> Self:
+        if self.vision_matching != "place" and not self.weights.keys() & {*MATCHED}:
+            raise ValueError(
+                f"vision_matching is {self.vision_matching!r}, but {' and '.join(MATCHED)} are 0, so nothing is "
+                "matched; leave vision_matching out or set one of them above 0"
             )
         return self
 
@@ -317,8 +333,8 @@ class LossConfig(_Weights):
 
     @property
     def needs_teacher_head(self) -> bool:
-        """Whether a term makes logits of the teacher's states at vision positions."""
-        return any(TERMS[name].teacher_head for name in self.weights)
+        """Whether a term, or the matching, makes logits of the teacher's states at vision positions."""
+        return self.vision_matching == "hungarian" or any(TERMS[name].teacher_head for name in self.weights)
 
     def targets_in(self, *, relations: str | None, norms: bool) -> dict[str, Target]:
         """`needed_targets`, with what a store has in place of `vision_relations` and `state_norms`.
@@ -341,5 +357,11 @@ class LossConfig(_Weights):
 
     @property
     def needed_targets(self) -> dict[str, Target]:
-        """The target that each term with a weight above 0 needs, by term; terms that need none are left out."""
-        return {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        """The target that each term with a weight above 0 needs, by term; terms that need none are left out.
+
+        A matching of vision tokens needs a target, too; it is under the name `vision_matching`.
+        """
+        found = {name: target for name in self.weights if (target := TERMS[name].target) is not None}
+        if self.vision_matching == "hungarian" and "vision_states" not in found.values():
+            found["vision_matching"] = "vision_states"
+        return found

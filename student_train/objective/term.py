@@ -23,6 +23,7 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.student_train.objective.centres import Centres
+from alignkd.student_train.objective.vision.pairs import VisionPairs
 from alignkd.student_train.objective.vision.settings import VisionSettings
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
@@ -37,6 +38,7 @@ Target = Literal[
     "vision_states",
     "vision_relations",
     "state_norms",
+    "vision_text_affinity",
     "counterfactual",
 ]
 
@@ -96,6 +98,7 @@ class ForwardPass:
         second: what the terms on counterfactual targets need; None if no such term has a weight.
         heads: both output heads.
         vision: settings of the terms on states.
+        vision_pairs: the vision tokens that `vsd` and `vlad` compare; None: those of the same places.
         after_layers: the student's hidden states [B, L, Ds] after decoder layers that a term compares, by number.
         centres: of the loss `nd`; None if it has no weight.
     """
@@ -112,6 +115,7 @@ class ForwardPass:
     second: SecondPasses | None = None
     heads: Heads | None = None
     vision: VisionSettings | None = None
+    vision_pairs: VisionPairs | None = None
     after_layers: Mapping[int, Tensor] = field(default_factory=dict)
     centres: Centres | None = None
 
@@ -175,7 +179,8 @@ class Term:
         weight: default weight.
         presets: the presets that give the term its default weight; the others give it 0.
         target: the stored target that it compares with; None if it needs no teacher.
-        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
+        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image
+            (`vsd` and `vlad` unless `vision_matching` pairs them).
         teacher_head: it makes logits of the teacher's stored states with the teacher's head.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks

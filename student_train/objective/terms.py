@@ -11,6 +11,7 @@ from alignkd.student_train.objective.counterfactual_terms import (
 from alignkd.student_train.objective.logits.logit_terms import label_term, logit_term
 from alignkd.student_train.objective.norm_direction_term import nd_elements, nd_term
 from alignkd.student_train.objective.term import Preset, Term
+from alignkd.student_train.objective.vision.em_kd_terms import vlad_elements, vlad_term, vsd_elements, vsd_term
 from alignkd.student_train.objective.vision.embedding_terms import (
     vision_all_elements,
     vision_all_term,
@@ -89,6 +90,23 @@ TERMS: dict[str, Term] = {
         adapter="state_adapter",
         compute=nd_term,
         elements=nd_elements,
+    ),
+    "vsd": Term(
+        meaning="weight of the reverse KL divergence between distributions at vision tokens, EM-KD's VSD.",
+        weight=0.0,
+        target="vision_states",
+        positional=True,
+        teacher_head=True,
+        compute=vsd_term,
+        elements=vsd_elements,
+    ),
+    "vlad": Term(
+        meaning="weight of the loss on the cosines between text queries and vision tokens, EM-KD's VLAD.",
+        weight=0.0,
+        target="vision_text_affinity",
+        positional=True,
+        compute=vlad_term,
+        elements=vlad_elements,
     ),
     EFFECT: Term(
         meaning="weight of the loss on the change of the distribution when the evidence in the image is replaced.",

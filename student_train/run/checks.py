@@ -8,7 +8,7 @@ from alignkd.storage import StoreReader, check_fingerprint
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.data.sources import sources_of
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.settings import MATCHED, LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.inputs.examples import Preparation
@@ -20,12 +20,13 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
     Raises:
         InputError: the student's tokenizer gives other ids for a probe text than the teacher's.
         StoreError: tokenizer, template or image pre-processing differ.
-        TrainError: vocabulary, sample length or logits do not fit.
+        TrainError: vocabulary, sample length, layers or logits do not fit.
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
         same = same_vision_tokens(reader, preparation)
         preparation.check_probe(json.loads(probe), f"the store {reader.path}", image_tokens=same)
     _check_vision_tokens(reader, preparation, losses)
+    _check_relations(student, losses)
     _check_fingerprint(reader, preparation, losses)
     _check_sizes(reader, preparation, student)
     logits = reader.manifest.codecs.logits
@@ -67,12 +68,51 @@ def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:
 
 def _check_vision_tokens(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
     """An image must become as many tokens as for the teacher if a term compares them one by one."""
+    if same_vision_tokens(reader, preparation):
+        return
     weighed = [name for name in losses.weights if TERMS[name].positional]
-    if weighed and not same_vision_tokens(reader, preparation):
+    if losses.vision_matching == "hungarian":
+        _check_known_vision_tokens(reader, preparation)
+        weighed = [name for name in weighed if name not in MATCHED]
+    if weighed:
         names = ", ".join(f"losses.{term}" for term in weighed)
+        known = None not in (reader.manifest.shapes.vision_tokens, preparation.vision_tokens)
+        match = ", set losses.vision_matching to hungarian" if known and {*weighed} <= {*MATCHED} else ""
         raise TrainError(
             f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
-            f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
+            f"them to 0 (supervised and logit losses remain){match}, or take a student "
+            f"{_like_the_teacher(preparation)}"
+        )
+
+
+def _check_known_vision_tokens(reader: StoreReader, preparation: Preparation) -> None:
+    """Unequal numbers are matched if both are the same for every image: the number of pairs is then known in advance.
+
+    Raises:
+        TrainError: one of them depends on the image.
+    """
+    if None in (reader.manifest.shapes.vision_tokens, preparation.vision_tokens):
+        raise TrainError(
+            f"store {reader.path}: {_vision_tokens(reader, preparation)}, so losses.vision_matching 'hungarian' cannot "
+            f"know how many pairs there are; take a student {_like_the_teacher(preparation)}, or set losses.vsd and "
+            "losses.vlad to 0 and leave losses.vision_matching out"
+        )
+
+
+def _check_relations(student: ModelConfig, losses: LossConfig) -> None:
+    """The student must have the layer that is compared, and pairs of vision tokens."""
+    if "relation" not in losses.weights:
+        return
+    layer = losses.relations_layer
+    if layer is not None and layer >= student.num_layers:
+        raise TrainError(
+            f"losses.relations_layer is {layer}, but the student has {student.num_layers} decoder layers, 0 to "
+            f"{student.num_layers - 1}; choose one of them"
+        )
+    if student.vision_tokens == 1:
+        raise TrainError(
+            f"losses.relation is {losses.weights['relation']}, but an image is one vision token of this student, so "
+            "there is no pair; set it to 0"
         )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from alignkd.storage import StoreReader
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.student_train.config import TrainConfig
@@ -97,6 +98,9 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
     if key == "counterfactual":
         _check_counterfactual(reader, config, term)
         return False
+    if key == AFFINITY or term == "vision_matching":
+        _check_kept(reader, config, term, key)
+        return key == "vision_states" and _head_of_stem(reader, config)
     if key in ("vision_states", "vision_relations"):
         _check_states(reader, config, term, key)
         return TERMS[term].teacher_head and _head_of_stem(reader, config)
@@ -109,6 +113,17 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
 def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -> None:
     if (problem := config.losses.problem_of_counterfactual(term, removed_part(reader.manifest))) is not None:
         raise TrainError(f"store {reader.path}: {problem}")
+
+
+def _check_kept(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:
+    """Refuse a store without a further target that a key of the section `losses` needs."""
+    if not keeps(reader.manifest, target):
+        value = getattr(config.losses, key)
+        other = "'place'" if isinstance(value, str) else "0"
+        raise TrainError(
+            f"losses.{key} is {value}, but store {reader.path} keeps no target for it; set losses.{key} to {other} or "
+            f"dump again with store.{target}"
+        )
 
 
 def _check_states(reader: StoreReader, config: TrainConfig, term: str, key: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.storage.tools.target_bytes import bytes_per_record
@@ -52,8 +53,7 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
         "vision_top": codecs.vision_top not in NOT_STORED,
         "vision_all": codecs.vision_all not in NOT_STORED,
         "logits": codecs.logits.kind != "none",
-        "vision_states": keeps(manifest, VISION_STATES),
-        "state_norms": keeps(manifest, STATE_NORMS),
+        **{name: keeps(manifest, name) for name in (VISION_STATES, STATE_NORMS, AFFINITY)},
         "counterfactual": removed_part(manifest) is not None,
     }
     if (relations := stored_relations(manifest)) is not None:

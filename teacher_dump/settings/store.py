@@ -17,6 +17,7 @@ from alignkd.storage.codecs.settings import (
     profile_codecs,
 )
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.storage.schema.targets.affinity import affinity_target
 from alignkd.storage.schema.targets.named import NamedTarget
 from alignkd.storage.schema.targets.vision import (
     LAST_HIDDEN,
@@ -66,6 +67,8 @@ class StoreConfig(Settings):
         relations_of: the states that `vision_relations` compare: `last_hidden`, the last hidden states after the final
             norm; `projector`, the projector's output; `layer_K`, the output of decoder layer K, counted from 0.
         state_norms: codec of the norms of the last hidden states at the supervised positions, or `none`.
+        vision_text_affinity: codec of the cosines between the last hidden states at text queries and at vision tokens,
+            or `none`.
         counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
@@ -89,6 +92,7 @@ class StoreConfig(Settings):
     vision_relations: Annotated[str, _codec_for("unit", NONE)] = NONE
     relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
     state_norms: Annotated[str, _codec_for("hidden", NONE)] = NONE
+    vision_text_affinity: Annotated[str, _codec_for("unit", NONE)] = NONE
     counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -195,6 +199,8 @@ class StoreConfig(Settings):
             found.append(relations_target(self.vision_relations, self.relations_of))
         if self.state_norms != NONE:
             found.append(state_norms_target(self.state_norms))
+        if self.vision_text_affinity != NONE:
+            found.append(affinity_target(self.vision_text_affinity))
         return tuple(found)
 
     def _check_relations(self, teacher: ModelConfig) -> None:

@@ -1,4 +1,5 @@
-"""Targets made of the teacher's states beyond its logits: states and relations of vision tokens, norms.
+"""Targets made of the teacher's states beyond its logits: states and relations of vision tokens, norms,
+cosines of text queries and vision tokens.
 
 Shapes: B samples, L positions, P vision tokens of all images of a batch, N supervised positions, Dt hidden size.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from alignkd.storage.codecs.settings import NONE
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.record import Target
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import (
     LAST_HIDDEN,
     PROJECTOR,
@@ -24,6 +26,7 @@ from alignkd.storage.schema.targets.vision import (
 )
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.store import StoreConfig
+from alignkd.teacher_dump.targets.affinity import affinities
 from alignkd.teacher_dump.targets.device_codecs import EXTREMES, Parts, StoredParts, encode, extremes
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, image_keys
@@ -38,7 +41,7 @@ class StateRows:
     Attributes:
         name: of the further target.
         codec: name of its codec.
-        arrays: stored parts of all samples of the batch, with the extremes of each row.
+        arrays: stored parts of all samples of the batch, with the extremes of each row; or of this sample alone.
         rows: those of the sample.
         problem: why the sample has no such target; None if it has.
     """
@@ -105,6 +108,9 @@ class StatesCapture:
             supervised = [sample.example.positions.supervised_positions for sample in samples]
             norms_N1 = at_positions(hidden_BLD, supervised).float().norm(dim=-1, keepdim=True)
             self._add(found, STATE_NORMS, config.state_norms, norms_N1, supervised, squeeze=True)
+        if (codec := config.vision_text_affinity) != NONE:
+            for row, arrays in affinities(codec, samples, hidden_BLD, self._copies).items():
+                found[row].append(StateRows(name=AFFINITY, codec=codec, arrays=arrays, rows=slice(None)))
         return [tuple(rows) for rows in found]
 
     def _add(

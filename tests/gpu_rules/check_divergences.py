@@ -14,6 +14,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("compact", {"logit_divergence": "bild", "bild": {"lead": "teacher"}}),
     ("full", {"logit_divergence": "sinkhorn"}),
     ("compact", {"logit_divergence": "sinkhorn", "sinkhorn": {"temperature": 1.0, "positions": 5}}),
+    *((kind, {"logit_divergence": "taid"}) for kind in ("full", "exact")),
+    ("compact", {"logit_divergence": "taid", "taid": {"form": "bucketed"}}),
 ]
 
 

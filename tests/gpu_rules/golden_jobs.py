@@ -54,8 +54,10 @@ STORES: dict[str, dict[str, Any]] = {
     },
     "layer_relations": {"profile": "compact", "vision_relations": "float16", "relations_of": "layer_1"},
     "stem_relations": {"profile": "stem"},
+    "em_kd": {"vision_states": "float16", "vision_text_affinity": "float16"},
+    "matched": {"profile": "compact", "vision_states": "float16", "vision_text_affinity": "float16"},
 }
-# of the stores that the default losses do not fit, or whose targets they leave out, and of further divergences
+# of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled_layers": {
         "logit_divergence": "forward_kl",
@@ -63,20 +65,15 @@ LOSSES: dict[str, dict[str, Any]] = {
         "attention_form": "kl",
         "attention_heads": "grouped",
     },
-    "full": {"logit_divergence": "taid"},
-    "topk_means": {
-        "logit_divergence": "taid",
-        "taid": {"form": "bucketed"},
-        "attention_layers": "0%-100%",
-        "attention_form": "cosine",
-        "attention_heads": "mean",
-    },
+    "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0},
     "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
     "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
     "stem_relations": {"relation": 1.0, "relations_of": "projector"},
+    "em_kd": {"vsd": 0.25, "vlad": 25.0},
+    "matched": {"vsd": 0.25, "vlad": 25.0, "vision_matching": "hungarian"},
 }
 TWO_IMAGES = {
     "id": "two",

@@ -139,7 +139,7 @@ def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArr
         groups=groups,
         has_image=rows.images > 0,
         widths=widths,
-        more_widths={width_field(t): rows.vision for t in attention_targets(manifest.stored_more).values()},
+        more_widths={width_field(target): rows.vision for target in manifest.stored_more if target.columns == "vision"},
     )
 
 

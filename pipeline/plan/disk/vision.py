@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.plan.disk.samples import SampleRows
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 
 
@@ -20,5 +21,6 @@ def vision_rows(manifest: Manifest, rows: SampleRows) -> dict[str, NDArray[np.in
         RELATIONS: pairs,
         PROJECTOR_RELATIONS: pairs,
         STATE_NORMS: rows.supervised,
+        AFFINITY: np.where(rows.images > 0, rows.queries, 0),
     }
     return {target.name: known[target.name] for target in manifest.stored_more if target.name in known}

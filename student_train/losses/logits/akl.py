@@ -1,6 +1,6 @@
 """Adaptive KL (arXiv 2404.02657): forward and reverse KL, weighted by where the two sides differ.
 
-The head is the teacher's most probable tokens: those before which, in descending order, lies less than a share of the
+The head is the teacher's most probable tokens: those for which all more probable tokens have less than a share of the
 mass. With g_head = sum of |p - q| over the head, and g_tail over all others:
 
     (g_head KL(p, q) + g_tail KL(q, p)) / (g_head + g_tail)
@@ -52,12 +52,13 @@ def truncated_values(rows: TruncatedRows, head: float) -> Tensor:
 
 
 def head_mask(masses_NO: Tensor, head: float) -> Tensor:
-    """bool: the outcomes before which, in descending order of mass, lies less than `head`."""
-    sorted_NO, order_NO = masses_NO.sort(dim=-1, descending=True, stable=True)
+    """bool: the outcomes for which those of larger mass have less than `head` in total; equal masses go together."""
+    sorted_NO = masses_NO.sort(dim=-1, descending=True).values
     # sums of integers do not depend on their order: the boundary is the same in every run, on every device
     whole_NO = (sorted_NO * _WHOLE).long()
     before_NO = whole_NO.cumsum(dim=-1) - whole_NO
-    return torch.zeros_like(masses_NO, dtype=torch.bool).scatter(1, order_NO, before_NO < head * _WHOLE)
+    last_N1 = (before_NO < head * _WHOLE).sum(dim=-1, keepdim=True) - 1
+    return masses_NO >= sorted_NO.gather(1, last_N1)
 
 
 def _weighted(sides: BucketedRows, in_head_NO: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "layers in bytes": {"profile": "compact", "attention": {"layers": "0%-100%", "heads": "mean"}},
     "layers of the stem": {"profile": "stem", "attention": {"layers": [0], "pairs": "all"}},
     "images inside": {"attention_pairs": "vqv", "attention": "sqrt_u8", "logits": {"kind": "none"}, "inputs": "embed"},
+    "cosines": {"logits": {"kind": "none"}, "vision_text_affinity": "int8_unit"},
     "small": {
         "attention": "none",
         "vision_top": "int8_channel",

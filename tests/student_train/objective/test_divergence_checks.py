@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from alignkd.student_train.objective.logits.divergence_table import (
     DIVERGENCES,
     SETTINGS,
+    WHOLE,
     Accuracy,
     LogitDivergence,
     StoredLogits,
@@ -22,7 +23,13 @@ STORED: dict[str, tuple[str, str | None]] = {
 TRUNCATED: dict[str, dict[str, Any]] = {
     "bild": {"bild": {"lead": "teacher"}},
     "sinkhorn": {"sinkhorn": {"temperature": 1.0}},
+    "taid": {"taid": {"form": "bucketed"}},
 }
+
+
+def settings_for(name: Any, stored: str) -> LossConfig:
+    """A divergence with settings that fit a kind of logits, if there are any."""
+    return LossConfig(logit_divergence=name, **({} if stored in WHOLE else TRUNCATED.get(name, {})))
 
 
 def refused(**given: Any) -> str:
@@ -37,7 +44,7 @@ def refused(**given: Any) -> str:
 @pytest.mark.parametrize("name", get_args(LogitDivergence))
 def test_the_table_says_what_is_accepted(name: Any, stored: Any) -> None:
     kind, tail = STORED[stored]
-    problems = LossConfig(logit_divergence=name, **TRUNCATED.get(name, {})).problems_with(kind, "store s", tail)
+    problems = settings_for(name, stored).problems_with(kind, "store s", tail)
     assert (problems == []) == (stored in DIVERGENCES[name].accuracy)
     assert all("\n" not in problem and f"losses.logit_divergence is '{name}'" in problem for problem in problems)
 
@@ -45,7 +52,7 @@ def test_the_table_says_what_is_accepted(name: Any, stored: Any) -> None:
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("name", get_args(LogitDivergence))
 def test_the_divergence_has_the_functions_that_the_table_promises(name: Any, stored: Any) -> None:
-    divergence = LossConfig(logit_divergence=name, **TRUNCATED.get(name, {})).divergence
+    divergence = settings_for(name, stored).divergence
     if stored not in DIVERGENCES[name].accuracy or stored == "sampled":
         return
     if stored in ("full", "hidden"):
@@ -58,7 +65,7 @@ def test_kinds_and_words_of_the_table() -> None:
     for entry in DIVERGENCES.values():
         assert {*entry.accuracy} <= {*get_args(StoredLogits)} and {*entry.accuracy.values()} <= {*get_args(Accuracy)}
         assert {*entry.settings} <= {*LossConfig.model_fields} and {*entry.tempered} <= {*get_args(StoredLogits)}
-    assert {*SETTINGS} == {"logit_mixture", "ofa_gamma", "akl_head", "bild", "sinkhorn"}
+    assert {*SETTINGS} == {"logit_mixture", "ofa_gamma", "akl_head", "bild", "sinkhorn", "taid"}
 
 
 @pytest.mark.parametrize("name", ["tvd", "cosine_probs", "ofa", "akl"])

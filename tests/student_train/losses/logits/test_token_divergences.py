@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plain_divergences import plain_total, truncated_rows
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.akl import akl
+from alignkd.student_train.losses.logits.akl import akl, head_mask
 from alignkd.student_train.losses.logits.bild import bild
 from alignkd.student_train.losses.logits.cosine import cosine_probs
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, per_outcome
@@ -272,3 +272,15 @@ def test_flat_and_sure_models_stay_finite_in_float32(
         leaf_NV = (scale * student_NV).float().requires_grad_()
         loss = logit_loss(leaf_NV, teacher, divergence=made(name, values), labels_N=labels_N)
         assert loss.parts.isfinite().all() and torch.autograd.grad(loss.total, leaf_NV)[0].isfinite().all()
+
+
+def test_the_head_of_akl() -> None:
+    """Tokens for which all more probable ones have less than the share; equal masses go together."""
+    masses_NV = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.25, 0.25, 0.25, 0.25], [0.2, 0.2, 0.2, 0.4], [1.0, 0, 0, 0]])
+    expected = {
+        0.4: [[1], [0, 1, 2, 3], [3], [0]],
+        0.5: [[1], [0, 1, 2, 3], [0, 1, 2, 3], [0]],
+        0.7: [[1, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0]],
+    }
+    for head, tokens in expected.items():
+        assert [row_V.nonzero().flatten().tolist() for row_V in head_mask(masses_NV, head)] == tokens

@@ -10,7 +10,9 @@ from pydantic_core import PydanticCustomError
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.losses.preference import PreferenceLoss
 from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.student_train.objective.preference.settings import PREFERENCE, PreferenceSettings
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.objective.terms import preset_weights
@@ -119,6 +121,13 @@ class TrainConfig(Settings):
             student head at the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
         preset: default values of `losses`; explicit keys of `losses` override them.
         losses: weight of each term, and settings of the logit loss.
+        preference: loss on pairs of a chosen and a rejected answer, whose weight is `losses.preference`: `dpo`, `ipo`,
+            `kto_pair` or `margin_mse`; the teacher is the reference. Every pair is in one micro-batch and counts as one
+            sample of `micro_batch` and `global_batch`. `none`: samples are drawn one by one.
+        preference_beta: beta of `dpo`, `ipo` and `kto_pair`.
+        preference_smoothing: of `dpo`: share of pairs whose answers are assumed to be exchanged.
+        kto_kl_gradient: whether the two means over the global batch in `kto_pair` have a gradient, as in the code of
+            LLaVA-MoD.
         profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
         targets: source of each target.
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
@@ -159,6 +168,10 @@ class TrainConfig(Settings):
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
+    preference: PreferenceLoss | Literal["none"] = "none"
+    preference_beta: Amount = 0.1
+    preference_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    kto_kl_gradient: bool = False
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
     stem: UserPath | None = None
@@ -239,6 +252,32 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _preference_has_a_weight(self) -> Self:
+        weight = self.losses.weights.get(PREFERENCE, 0.0)
+        if (self.preference == "none") != (weight == 0):
+            step = "choose dpo, ipo, kto_pair or margin_mse, or set losses.preference to 0"
+            if weight == 0:
+                step = "set losses.preference, 1.0 in LLaVA-MoD, or preference to none"
+            raise ValueError(f"preference is {self.preference!r}, but losses.preference is {weight:g}; {step}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_preference_are_used(self) -> Self:
+        used = {
+            "preference_beta": self.preference in ("dpo", "ipo", "kto_pair"),
+            "preference_smoothing": self.preference == "dpo",
+            "kto_kl_gradient": self.preference == "kto_pair",
+        }
+        for name, is_used in used.items():
+            if not is_used and (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value}, but preference {self.preference!r} has no such setting; remove it"
+                )
+        if self.preference == "ipo" and self.preference_beta == 0:
+            raise ValueError("preference_beta is 0, but preference 'ipo' divides by it; set it above 0, or margin_mse")
+        return self
+
+    @model_validator(mode="after")
     def _validation_has_its_figure(self) -> Self:
         validation = self.validation
         if validation is None or validation.data is not None:
@@ -273,6 +312,23 @@ class TrainConfig(Settings):
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def preference_settings(self) -> PreferenceSettings | None:
+        """The loss on pairs of answers; None if there is none."""
+        if self.preference == "none":
+            return None
+        return PreferenceSettings(
+            loss=self.preference,
+            beta=self.preference_beta,
+            smoothing=self.preference_smoothing,
+            means_have_gradient=self.kto_kl_gradient,
+        )
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether pairs of answers are drawn as one unit."""
+        return self.preference != "none"
 
     @property
     def offloads(self) -> bool:

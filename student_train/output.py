@@ -12,7 +12,9 @@ from alignkd.student_train.errors import TrainError
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 # names in a line of VALIDATION that are not losses
-VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best")
+# Mean of the margin and share of pairs whose margin is above 0; of runs that learn from pairs of answers.
+PREFERENCE_FIGURES = ("preference_margin", "preference_accuracy")
+VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best", *PREFERENCE_FIGURES)
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
@@ -22,7 +24,10 @@ EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: ru
 TIMINGS = ("seconds", "wait_share", "tokens_per_second", "padding", "peak_memory_mib")
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
 ATTENTION_WEIGHT = "attention_weight"  # of runs in which the weight of the attention loss falls
-FIGURES = ("step", "samples_seen", "learning_rate", "grad_norm", "skipped", ATTENTION_WEIGHT, BY_SOURCE, *TIMINGS)
+FIGURES = (
+    *("step", "samples_seen", "learning_rate", "grad_norm", "skipped"),
+    *(ATTENTION_WEIGHT, *PREFERENCE_FIGURES, BY_SOURCE, *TIMINGS),
+)
 KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}
 

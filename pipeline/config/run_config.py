@@ -19,7 +19,7 @@ from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
-from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.codecs.settings import STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
@@ -68,6 +68,8 @@ class DataConfig(Settings):
         roles: name of a role in the data -> `human`, `gpt` or `system`, for names that are not known already.
         system: system prompt of samples that have none; None takes that of the template.
         answers: `missing`: questions may lack an answer, which `alignkd generate` writes; such samples get no targets.
+        pairs: preference data: every entry has a `chosen` and a `rejected` answer to one question and is two samples.
+            `train.preference` learns from them; cross-entropy skips the rejected answers.
         share: share of the samples that is taken, chosen by a hash of each index, so that the number is not exact.
         weight: how often training sees each sample per pass over the data.
         template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,
@@ -85,10 +87,17 @@ class DataConfig(Settings):
     )
     system: str | None = Field(default=None, max_length=MAX_SYSTEM)
     answers: Answers = "given"
+    pairs: bool = False
     share: float = Field(default=1.0, gt=0, le=1)
     weight: Positive = 1.0
     template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
+
+    @model_validator(mode="after")
+    def _pairs_have_answers(self) -> Self:
+        if self.pairs and self.answers == "missing":
+            raise ValueError("pairs is true, but answers is 'missing': pairs have both answers; set answers to given")
+        return self
 
     @property
     def data_set(self) -> DataSet:
@@ -100,6 +109,7 @@ class DataConfig(Settings):
             roles=self.roles,
             system=self.system,
             answers=self.answers,
+            pairs=self.pairs,
             share=self.share,
         )
 
@@ -228,10 +238,15 @@ class RunConfig(DataAndTeacher):
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 "store the target or set the weight to 0"
             )
+        if self.teacher is not None and self.train.in_pairs and not any(one.pairs for one in self.data):
+            problems.append(
+                f"train.preference is {self.train.preference!r}, but no data set has pairs; set data.pairs, or "
+                "train.preference to none and losses.preference to 0"
+            )
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
+            if key in STEM_TARGETS and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
@@ -250,8 +265,8 @@ class RunConfig(DataAndTeacher):
         assert self.train is not None
         if key == "logits":
             return self.store.logits.kind == "none"
-        if key == "counterfactual":
-            return False  # `LossConfig.problem_of_counterfactual`
+        if key in ("counterfactual", "preference"):
+            return False  # `LossConfig.problem_of_counterfactual`; every new store has the reference of pairs
         codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None

@@ -22,8 +22,10 @@ from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
 from alignkd.pipeline.plan.time.padding import training_padding
 from alignkd.storage import StoreError, StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
+from alignkd.student_train.data.pairs import not_drawn
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
@@ -145,7 +147,8 @@ def training_plan(
     readers = [_opened(store.path) for store in job.stores]
     check_stores_agree(readers, train)
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
-    mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
+    unpaired = not_drawn(readers, held_out, in_pairs=train.in_pairs)
+    mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired)
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
     load = _load(config, options, student, readers, lengths)
     steps, device = (
@@ -154,7 +157,7 @@ def training_plan(
     )
     seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
     order = mixture.order(train.seed, train.global_batch_size(1))
-    padding = training_padding(train, lengths, order)
+    padding = training_padding(train, lengths, order, Pairs.of_stores(readers) if train.in_pairs else None)
     shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
         config,

@@ -50,6 +50,11 @@ FIXED_IN_OLD_CHECKPOINTS = {
     "losses.attention_heads": "adapter",
     "losses.attention_row_weights": "none",
     "losses.attention_decay": None,
+    "losses.preference": 0.0,
+    "preference": "none",
+    "preference_beta": 0.1,
+    "preference_smoothing": 0.0,
+    "kto_kl_gradient": False,
 }
 
 

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
-from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
+from alignkd.student_train.data.targets import (
+    AttentionTargets,
+    CounterfactualTargets,
+    LogitTargets,
+    PreferenceTargets,
+    StemInputs,
+)
 from alignkd.vlm.inputs.batch import SequenceBatch
 from alignkd.vlm.inputs.packed_images import PackedImages
 
@@ -37,6 +43,9 @@ class TrainBatch:
         vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
         counterfactual: the teacher's two passes over the samples with images.
+        rejected_N: bool, which labels are of a rejected answer; None if none is.
+        num_rejected: number of these labels.
+        preference: pairs of answers to one question.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
 
@@ -50,6 +59,9 @@ class TrainBatch:
     vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
     counterfactual: CounterfactualTargets | None = None
+    rejected_N: Tensor | None = None
+    num_rejected: int = 0
+    preference: PreferenceTargets | None = None
     stem: StemInputs | None = None
 
     def to(self, device: torch.device | str) -> Self:

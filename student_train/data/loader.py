@@ -5,12 +5,14 @@ from collections.abc import Collection, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
 from alignkd.student_train.data.kept_samples import KEPT_BYTES, KeptSamples, Samples
+from alignkd.student_train.data.pairs import pairs_in_batch
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
@@ -23,8 +25,12 @@ def load_batch(
     targets: Collection[str],
     stem: StemLookup | None,
     attention: ChosenAttention | None = None,
+    pairs: Pairs | None = None,
 ) -> TrainBatch:
     """The samples at these positions as one batch; `targets`, `stem` and `attention` as of `collate`.
+
+    Args:
+        pairs: of all samples; None: they have no rejected answer.
 
     Raises:
         TrainError: a sample cannot be used.
@@ -35,6 +41,7 @@ def load_batch(
             targets=targets,
             attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
+            pairs=None if pairs is None else pairs_in_batch(positions, pairs),
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
@@ -49,6 +56,7 @@ def load_micro_batches(
     targets: Collection[str],
     stem: StemLookup | None = None,
     attention: ChosenAttention | None = None,
+    pairs: Pairs | None = None,
     workers: int = 0,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
@@ -61,6 +69,7 @@ def load_micro_batches(
         targets: which targets the losses need.
         stem: computes the targets that are not stored.
         attention: the attention that batches carry; None: the first layer's.
+        pairs: see `load_batch`.
         workers: processes that prepare batches; 0 prepares them in this process.
 
     Raises:
@@ -73,7 +82,7 @@ def load_micro_batches(
         """The micro-batch of this step and this number within the step."""
         step, place = number
         positions = divisions.of_step(step).of_rank(ranks.rank)[place]
-        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
+        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention, pairs=pairs)
 
     numbers = divisions.numbers(steps)
     return FromWorkers(make, numbers, workers) if workers else map(make, numbers)

@@ -19,12 +19,15 @@ class LossSum:
             attention in the formulas, one for each sample in the terms (`by_sample`), without gradient.
         by_layer: of a loss that compares several layers of the student: the share of each of them in `total`, without
             gradient; each has an equal share of the count.
+        ratios_G2: of the loss on preference pairs: log-probability of the chosen and of the rejected answer minus the
+            reference's, float64, without gradient.
     """
 
     total: Tensor
     count: int
     parts: Tensor
     by_layer: Mapping[int, Tensor] = field(default_factory=dict)
+    ratios_G2: Tensor | None = None
 
     @classmethod
     def of(cls, parts: Tensor, count: int | None = None) -> Self:

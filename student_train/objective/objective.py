@@ -18,6 +18,12 @@ from alignkd.student_train.objective.attention.match import AttentionMatch, Fixe
 from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.logits.head_terms import head_terms
+from alignkd.student_train.objective.preference.settings import (
+    PREFERENCE,
+    BatchStatistics,
+    PreferenceInputs,
+    PreferenceSettings,
+)
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
@@ -47,6 +53,7 @@ class DistilledStudent(nn.Module):
         attention: AttentionMatch | None = None,
         fixed_heads: FixedHeads | None = None,
         frozen_adapters: bool = False,
+        preference: PreferenceSettings | None = None,
     ) -> None:
         """Freeze what is not trained.
 
@@ -61,6 +68,7 @@ class DistilledStudent(nn.Module):
             attention: how attention is compared; None: that of the first layers.
             fixed_heads: mixture of the teacher's heads, unless it is trained.
             frozen_adapters: whether adapters stay as they are.
+            preference: the loss on pairs of answers; None: there is none.
         """
         super().__init__()
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
@@ -69,6 +77,9 @@ class DistilledStudent(nn.Module):
         self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
+        self.preference = preference
+        # of the global batch of a step, for losses on pairs that need them
+        self.statistics: BatchStatistics | None = None
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -103,6 +114,7 @@ class DistilledStudent(nn.Module):
             attention=self.attention,
             attention_chunk_bytes=self.losses.attention_chunk_bytes(hidden_BLD.device.type),
             second=self._second_passes(batch, vision),
+            preference=self._preference_inputs(None if has_image else sum_of_zeros(vision)),
             fixed_heads=self.fixed_heads,
             references=self.references,
         )
@@ -121,6 +133,20 @@ class DistilledStudent(nn.Module):
         samples = sequences.image_samples_I.tolist()  # on the host
         return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
 
+    def _preference_inputs(self, zero: Tensor | None) -> PreferenceInputs | None:
+        """What the term `preference` needs; None if it has no weight. `zero` is added to its hidden states."""
+        if PREFERENCE not in self.losses.weights:
+            return None
+        assert self.preference is not None  # `TrainConfig`
+        return PreferenceInputs(
+            settings=self.preference,
+            head=self.model.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+            statistics=self.statistics,
+            zero=zero,
+        )
+
     def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:
         """The further passes of the terms `effect` and `keep`; None if neither has a weight."""
         weighted = [name for name in (EFFECT, KEEP) if name in self.losses.weights]
@@ -138,6 +164,9 @@ class DistilledStudent(nn.Module):
     def _terms_on_logits(self, forward: ForwardPass, zero: Tensor | None) -> dict[str, LossSum]:
         """The student's logits are never held all at once; `zero` is added to their hidden states."""
         batch, weights = forward.batch, self.losses.weights
+        names = [name for name in weights if TERMS[name].on_logits is not None]
+        if not names:
+            return {}
         hidden_ND = forward.hidden_BLD.flatten(0, 1)[batch.supervised_N]
         if zero is not None:
             hidden_ND = hidden_ND + zero.to(hidden_ND.dtype)
@@ -148,6 +177,7 @@ class DistilledStudent(nn.Module):
             teacher_head,
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
+            rejected_N=batch.rejected_N,
         )
         losses = fused_head_losses(
             hidden_ND,
@@ -156,13 +186,20 @@ class DistilledStudent(nn.Module):
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
         )
-        names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples
-        return {name: loss.by_sample(samples_N, num_samples) for name, loss in zip(names, losses, strict=True)}
+        return {
+            name: _counted(loss, name, batch).by_sample(samples_N, num_samples)
+            for name, loss in zip(names, losses, strict=True)
+        }
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}
         return {name: compute(forward) for name, compute in computed.items() if compute is not None}
+
+
+def _counted(loss: LossSum, name: str, batch: TrainBatch) -> LossSum:
+    """The sum with its number of elements: a term may have none in rejected answers."""
+    return loss if TERMS[name].of_rejected else replace(loss, count=loss.count - batch.num_rejected)
 
 
 class FrozenHead(nn.Module):

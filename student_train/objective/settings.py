@@ -20,6 +20,7 @@ from alignkd.student_train.losses.logits.divergences import (
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
+from alignkd.student_train.objective.preference.settings import PREFERENCE
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
@@ -83,7 +84,7 @@ class LossConfig(_Weights):
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
-        on_logits = [name for name, term in TERMS.items() if term.on_logits is not None]
+        on_logits = [name for name, term in TERMS.items() if term.on_logits is not None or name == PREFERENCE]
         if not self.weights.keys() & {*on_logits}:
             raise ValueError(
                 f"{' and '.join(on_logits)} are {'both' if len(on_logits) == 2 else 'all'} 0, so nothing trains the "
@@ -206,15 +207,19 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
+        rejected_N: Tensor | None = None,
     ) -> HeadInputs:
         """What the terms on logits need of a batch and of these settings.
 
         Args:
-            generated_N: as in `TrainBatch`.
+            generated_N, rejected_N: as in `TrainBatch`.
         """
         factors_N = None
         if self.weighs_generated and generated_N is not None:
             factors_N = torch.where(generated_N, self.supervised_on_generated, 1.0)
+        if rejected_N is not None:
+            kept_N = torch.where(rejected_N, 0.0, 1.0)
+            factors_N = kept_N if factors_N is None else factors_N * kept_N
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,

@@ -12,6 +12,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.attention.layer_sums import TERM, LayerSums
 from alignkd.student_train.objective.objective import weighted_total
+from alignkd.student_train.objective.preference.settings import PREFERENCE, MarginSums
 from alignkd.student_train.objective.source_sums import SourceSums, StepSources
 
 
@@ -32,6 +33,7 @@ class StepTally:
         loss: weighted sum of the means (eq. 7).
         by_layer: mean of the attention loss in each layer (`LayerSums.means`); {} without `layers`.
         by_source: samples, loss and terms of each source (`SourceSums.means`); {} without `sources`.
+        preference: mean margin of the pairs of answers, and the share with a margin above 0; None without pairs.
         seconds: duration of the step on this rank.
         wait_share: share of the step that the ranks spent waiting for data.
         stopped: whether any rank received a stop request; all ranks stop at the same step.
@@ -48,6 +50,7 @@ class StepTally:
         self.weights, self.global_counts = weights, global_counts
         self._by_source = None if sources is None else SourceSums(sources, weights, list(global_counts))
         self._by_layer = LayerSums(layers) if layers else None
+        self._margins = MarginSums()
         self.started, self.waited = perf_counter(), 0.0
         self._totals: list[Mapping[str, Tensor]] = []
         self._counts: list[Mapping[str, int]] = []
@@ -56,6 +59,7 @@ class StepTally:
         """Record a micro-batch and return its share of the global loss, for the backward pass."""
         self._totals.append({name: term.total.detach() for name, term in terms.items()})
         self._counts.append({name: term.count for name, term in terms.items()})
+        self._margins.add(terms[PREFERENCE].ratios_G2 if PREFERENCE in terms else None)
         if self._by_source is not None:
             self._by_source.add(terms)
         if self._by_layer is not None:
@@ -77,10 +81,11 @@ class StepTally:
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
         layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()
+        margins = self._margins.totals()
         self.seconds = perf_counter() - self.started
         requests = [float(stop), float(time_is_up and ranks.is_first)]
         *sums, waited, seconds, stopped, up = ranks.sum(
-            [*totals, *counts, *layers, *own, self.waited, self.seconds, *requests]
+            [*totals, *counts, *margins, *layers, *own, self.waited, self.seconds, *requests]
         )
         found = dict(zip(names, map(int, sums[len(names) : 2 * len(names)]), strict=True))
         assert found == dict(self.global_counts), (found, self.global_counts)  # the store's index and the batches agree
@@ -89,7 +94,8 @@ class StepTally:
             for name, total in zip(names, sums[: len(names)], strict=True)
         }
         self.loss = sum(self.weights[name] * (mean or 0.0) for name, mean in self.means.items())
-        further = sums[2 * len(names) :]
+        self.preference = MarginSums.means(sums[2 * len(names) : 2 * len(names) + len(margins)])
+        further = sums[2 * len(names) + len(margins) :]
         self.by_layer: dict[int, float | None] = (
             {} if self._by_layer is None else self._by_layer.means(further[: len(layers)], found[TERM])
         )

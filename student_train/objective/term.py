@@ -22,11 +22,12 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.objective.attention.row_reference import RowReferences
+from alignkd.student_train.objective.preference.settings import PreferenceInputs
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 
 Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
+Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual", "preference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class ForwardPass:
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
         fixed_heads: the mixture of the teacher's heads where no adapter is trained.
         references: of the weights of attention rows; None: all rows count alike.
+        preference: what the term on pairs of answers needs; None if it has no weight.
         second: what the terms on counterfactual targets need; None if no such term has a weight.
     """
 
@@ -77,6 +79,7 @@ class ForwardPass:
     fixed_heads: FixedHeads | None = None
     references: RowReferences | None = None
     second: SecondPasses | None = None
+    preference: PreferenceInputs | None = None
 
     @property
     def num_samples(self) -> int:
@@ -131,6 +134,7 @@ class Term:
         weight: default weight.
         presets: the presets that give the term its default weight; the others give it 0.
         target: the stored target that it compares with; None if it needs no teacher.
+        of_rejected: whether it has elements in rejected answers of preference pairs.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
@@ -146,6 +150,7 @@ class Term:
     weight: float
     presets: tuple[Preset, ...] = ()
     target: Target | None = None
+    of_rejected: bool = True
     positional: bool = False
     adapter: Literal["attn_adapter", "proj_adapter"] | None = None
     compute: Callable[[ForwardPass], LossSum] | None = None

@@ -9,6 +9,8 @@ from alignkd.student_train.objective.counterfactual_terms import (
     keep_term,
 )
 from alignkd.student_train.objective.logits.logit_terms import label_term, logit_term
+from alignkd.student_train.objective.preference.settings import PREFERENCE
+from alignkd.student_train.objective.preference.term import preference_elements, preference_term
 from alignkd.student_train.objective.term import Preset, Term
 from alignkd.student_train.objective.vision.embedding_terms import (
     vision_all_elements,
@@ -23,6 +25,7 @@ TERMS: dict[str, Term] = {
         meaning="weight of cross-entropy with the labels.",
         weight=1.0,
         presets=("paper", "supervised"),
+        of_rejected=False,
         on_logits=label_term,
     ),
     "attention": Term(
@@ -77,6 +80,13 @@ TERMS: dict[str, Term] = {
         positional=True,
         compute=keep_term,
         elements=counterfactual_elements,
+    ),
+    PREFERENCE: Term(
+        meaning="weight of the loss on pairs of a chosen and a rejected answer; `train.preference` names the loss.",
+        weight=0.0,
+        target="preference",
+        compute=preference_term,
+        elements=preference_elements,
     ),
 }
 

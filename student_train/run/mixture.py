@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
 from alignkd.student_train.data.held_out import held_out_of
+from alignkd.student_train.data.pairs import not_drawn
 from alignkd.student_train.data.sources import shown_names, sources_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
@@ -148,7 +149,8 @@ def mixture_of(job: TrainJob) -> Mixture:
     """
     readers = [StoreReader(store.path) for store in job.stores]
     held_out = held_out_of(readers, job.train.validation.share if job.train.validation else None)
-    return Mixture.of(job.stores, readers, job.source_weights, held_out=held_out)
+    unpaired = not_drawn(readers, held_out, in_pairs=job.train.in_pairs)
+    return Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired)
 
 
 def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:

@@ -16,6 +16,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Division, Divisions
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
+from alignkd.student_train.data.pairs import PairedOrder, not_drawn
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -23,6 +24,7 @@ from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.schedule import Schedule
+from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention.layer_map import compared_layers
@@ -217,13 +219,19 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
-    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=held_out)
+    if job.train.in_pairs:
+        _check_has_pairs(samples, job.train)
+    unpaired = not_drawn(samples.readers, held_out, in_pairs=job.train.in_pairs)
+    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=unpaired)
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     settings = deciding_settings(job, student, samples.readers, mixture, ranks)
     if (extension := find_extension(job.train, ranks)) is not None:
         settings |= extension.settings
         check_can_be_extended(extension, job.train, settings)
     order = mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size))
+    pairs = samples.pairs if job.train.in_pairs else None
+    if pairs is not None:
+        order = PairedOrder(order, pairs)
     return RunPlan(
         job=job,
         requested_epochs=epochs,
@@ -232,7 +240,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         samples=samples,
         mixture=mixture,
         order=order,
-        divisions=Divisions(order, samples.lengths, job.train.micro_batch_limit, ranks.world_size),
+        divisions=Divisions(order, samples.lengths, job.train.micro_batch_limit, ranks.world_size, pairs),
         held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
@@ -241,6 +249,15 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         schedule=schedule_of(settings),
         attention=attention_match(samples.reader, student.config, job.train),
     )
+
+
+def _check_has_pairs(samples: TrainingSet, config: TrainConfig) -> None:
+    if samples.pairs is None or not samples.pairs.has_partner.any():
+        stores = ", ".join(str(reader.path) for reader in samples.readers)
+        raise TrainError(
+            f"train.preference is {config.preference!r}, but store {stores} has no pair of a chosen and a rejected "
+            "answer; dump data with data.pairs true, or set train.preference to none and losses.preference to 0"
+        )
 
 
 def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
@@ -278,5 +295,6 @@ def micro_batches(
         targets={*config.losses.needed_targets.values()},
         stem=stem,
         attention=attention,
+        pairs=samples.pairs,
         workers=config.data_workers,
     )

@@ -3,9 +3,8 @@
 Keys are `KIND.PARAMETER=VALUE..._sum`; the gradients of the sum have the key without `_sum`.
 """
 
-from cases.objectives.case import Case, Found
-
 from alignkd.student_train.losses.preference import BatchMeans, preference_loss
+from cases.objectives.case import Case, Found
 
 
 def evaluate(case: Case) -> Found:

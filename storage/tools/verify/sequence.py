@@ -1,6 +1,7 @@
 """Log-probabilities of whole samples: the teacher's perplexity of each, and whether they fit the stored logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def _problem(record: Record, value: float) -> str | None:
     found = answers(record.logits, np.arange(positions), labels, 1 << 22)
     if not found.kept.all():
         return None  # the check of labels reports it
-    rounded = np.asarray(found.logprobs, record.logits.logprobs.dtype)
+    rounded: Any = found.logprobs.astype(record.logits.logprobs.dtype)
     allowed = float(error_bound(rounded).sum()) + ROUNDING * (1 + positions)
     total = float(found.logprobs.sum())
     if abs(total - value) > allowed:

@@ -42,7 +42,7 @@ def entry_of_side(entry: Any, side: Side, default_id: str) -> Any:
     before = [*prompt, *answers[side][:-1]]
     if not before:
         raise SampleError(
-            "'chosen' and 'rejected' have no question; name it under 'prompt', or give whole conversations"
+            "'chosen' and 'rejected' answer no question; name it under 'prompt', or give whole conversations"
         )
     rest = {name: value for name, value in entry.items() if name not in (*SIDES, *used)}
     own_id = default_id if is_nothing(entry.get("id")) else entry["id"]

@@ -155,7 +155,8 @@ def training_plan(
         train.optimiser_steps(mixture.per_pass, 1),
         options.gpu_memory or device_named(options.device).memory,
     )
-    seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
+    units = steps * train.global_batch_size(1)
+    seen, weights = units * (2 if train.in_pairs else 1), _weights(mixture, len(lengths))
     order = mixture.order(train.seed, train.global_batch_size(1))
     padding = training_padding(train, lengths, order, Pairs.of_stores(readers) if train.in_pairs else None)
     shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)

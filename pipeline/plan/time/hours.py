@@ -11,6 +11,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.plan.disk.counterfactual import has_second_pass
 from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.memory.micro_batch import may_accumulate
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
@@ -91,6 +92,8 @@ def training_operations(
         weight_gradients=weight_gradient_share(student, config.student.trained_config),
         **shape,
     )
+    if train.preference == "kto_pair" and may_accumulate(train, 1):  # the means over the global batch come first
+        step += forward_flops(student, **shape)
     if has_second_pass(train.losses):  # of the whole batch; the head runs again over the first pass, too
         step += training_flops(
             student,
@@ -100,7 +103,8 @@ def training_operations(
             gradient_checkpointing=train.gradient_checkpointing,
             weight_gradients=weight_gradient_share(student, config.student.trained_config),
         )
-    total = step * steps * train.global_batch_size(1)
+    # a pair of answers counts as one sample of the batch
+    total = step * steps * train.global_batch_size(1) * (2 if train.in_pairs else 1)
     if train.validation is None or not steps:
         return total
     samples = train.validation.validations(steps) * _validated(train.validation, held_out)
@@ -130,7 +134,7 @@ def _of_data(
     if takes_from_stem(config):
         of_sample = {name: shape[name] for name in ("tokens", "images", "vision")}
         stem = stem_flops(teacher, depth=stem_depth, **of_sample)
-    per_pass = max(1, round(_per_pass(config, data) * (1 - share)))
+    per_pass = max(1, round(_per_pass(config, data) * (1 - share) / (2 if config.train.in_pairs else 1)))
     return training_operations(config, student, shape, per_pass=per_pass, held_out=share * data.num_records, stem=stem)
 
 

@@ -69,7 +69,7 @@ class DataConfig(Settings):
         system: system prompt of samples that have none; None takes that of the template.
         answers: `missing`: questions may lack an answer, which `alignkd generate` writes; such samples get no targets.
         pairs: preference data: every entry has a `chosen` and a `rejected` answer to one question and is two samples.
-            `train.preference` learns from them; cross-entropy skips the rejected answers.
+            `train.preference` learns from them; losses on logits leave the rejected answers out.
         share: share of the samples that is taken, chosen by a hash of each index, so that the number is not exact.
         weight: how often training sees each sample per pass over the data.
         template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,

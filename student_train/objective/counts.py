@@ -40,6 +40,7 @@ class GlobalCounts:
 
 
 def _elements(name: str, reader: StoreReader, student: ModelConfig, match: AttentionMatch) -> NDArray[np.int64]:
-    term = TERMS[name]
-    found = reader.num_supervised if term.elements is None else term.elements(reader, student, match)
-    return found if term.of_rejected else np.where(Pairs.of(reader).rejected, 0, found)
+    elements = TERMS[name].elements
+    if elements is not None:
+        return elements(reader, student, match)
+    return np.where(Pairs.of(reader).rejected, 0, reader.num_supervised)

@@ -188,18 +188,14 @@ class DistilledStudent(nn.Module):
         )
         samples_N, num_samples = forward.samples_N, forward.num_samples
         return {
-            name: _counted(loss, name, batch).by_sample(samples_N, num_samples)
+            # all have the same count, as their weights relative to each other are already applied
+            name: replace(loss, count=loss.count - batch.num_rejected).by_sample(samples_N, num_samples)
             for name, loss in zip(names, losses, strict=True)
         }
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}
         return {name: compute(forward) for name, compute in computed.items() if compute is not None}
-
-
-def _counted(loss: LossSum, name: str, batch: TrainBatch) -> LossSum:
-    """The sum with its number of elements: a term may have none in rejected answers."""
-    return loss if TERMS[name].of_rejected else replace(loss, count=loss.count - batch.num_rejected)
 
 
 class FrozenHead(nn.Module):

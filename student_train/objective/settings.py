@@ -217,9 +217,6 @@ class LossConfig(_Weights):
         factors_N = None
         if self.weighs_generated and generated_N is not None:
             factors_N = torch.where(generated_N, self.supervised_on_generated, 1.0)
-        if rejected_N is not None:
-            kept_N = torch.where(rejected_N, 0.0, 1.0)
-            factors_N = kept_N if factors_N is None else factors_N * kept_N
         return HeadInputs(
             labels_N=labels_N,
             targets=targets,
@@ -229,6 +226,7 @@ class LossConfig(_Weights):
             temperature=self.temperature,
             on_support=self.on_support,
             label_factors_N=factors_N,
+            kept_N=None if rejected_N is None else ~rejected_N,
         )
 
     @property

@@ -112,6 +112,7 @@ class HeadInputs:
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
         on_support: whether the logit loss compares the teacher's kept tokens alone.
+        kept_N: bool, positions at which the terms have elements; None: everywhere.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
     """
 
@@ -123,6 +124,7 @@ class HeadInputs:
     temperature: float
     on_support: bool = False
     label_factors_N: Tensor | None = None
+    kept_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,6 @@ class Term:
         weight: default weight.
         presets: the presets that give the term its default weight; the others give it 0.
         target: the stored target that it compares with; None if it needs no teacher.
-        of_rejected: whether it has elements in rejected answers of preference pairs.
         positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
@@ -143,14 +144,14 @@ class Term:
             these shapes, with the attention compared in this way. The total is divided by their sum over the global
             batch.
         on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is
-            called with one chunk of positions at a time and returns the value at each [n].
+            called with one chunk of positions at a time and returns the value at each [n]. Rejected answers of
+            preference pairs are left out of the sum and of its count.
     """
 
     meaning: str
     weight: float
     presets: tuple[Preset, ...] = ()
     target: Target | None = None
-    of_rejected: bool = True
     positional: bool = False
     adapter: Literal["attn_adapter", "proj_adapter"] | None = None
     compute: Callable[[ForwardPass], LossSum] | None = None

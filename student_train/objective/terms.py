@@ -25,7 +25,6 @@ TERMS: dict[str, Term] = {
         meaning="weight of cross-entropy with the labels.",
         weight=1.0,
         presets=("paper", "supervised"),
-        of_rejected=False,
         on_logits=label_term,
     ),
     "attention": Term(

@@ -37,7 +37,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
         found = {name: term(logits_nV, chunk) for name, term in alone.items()}
         if shared:
             found |= _shared_terms(inputs, shared, logits_nV, chunk, overwrite=not alone)
-        return [found[name] for name in names]
+        values = [found[name] for name in names]
+        return values if inputs.kept_N is None else [value * inputs.kept_N[chunk] for value in values]
 
     return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names])
 

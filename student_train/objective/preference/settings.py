@@ -7,7 +7,7 @@ Shape letter: G pairs.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -104,20 +104,21 @@ def statistics_of(
     """
     count, *sums = add([float(len(ratios_G2)), *ratios_G2.double().sum(0).tolist()])
     above = [total / max(1.0, count) for total in sums]
-    chosen, rejected = (max(0.0, mean) for mean in above)
+    found = BatchStatistics(chosen=max(0.0, above[0]), rejected=max(0.0, above[1]))
     if not settings.means_have_gradient:
-        return BatchStatistics(chosen=chosen, rejected=rejected)
+        return found
 
     def loss_of(means_2: Tensor) -> Tensor:
         means = BatchMeans(chosen=means_2[0], rejected=means_2[1])
         return settings.of_ratios(ratios_G2, means).total
 
-    (slopes_2,) = gradients_of(loss_of, [ratios_G2.new_tensor([chosen, rejected])])
-    # a mean below 0 is cut off; each pair has one part of `count` in it
-    slopes = [
+    means = found.means_for(ratios_G2)
+    (slopes_2,) = gradients_of(loss_of, [torch.stack([means.chosen, means.rejected])])
+    # a mean below 0 is cut off; each pair is one of `count` in it
+    chosen, rejected = (
         slope / max(1.0, count) if mean >= 0 else 0.0 for slope, mean in zip(add(slopes_2.tolist()), above, strict=True)
-    ]
-    return BatchStatistics(chosen=chosen, rejected=rejected, chosen_slope=slopes[0], rejected_slope=slopes[1])
+    )
+    return replace(found, chosen_slope=chosen, rejected_slope=rejected)
 
 
 class MarginSums:

@@ -168,18 +168,36 @@ def test_micro_batches_are_one_batch(kind: str, settings: dict[str, Any], make_r
         assert_alike(job, whole)
 
 
-def test_cross_entropy_skips_rejected_answers(make_run: MakePairs, pairs_store: Path) -> None:
+@pytest.mark.parametrize("logits", [{"kind": "topk", "top_k": 8}, {"kind": "full"}])
+def test_losses_on_logits_leave_rejected_answers_out(
+    logits: dict[str, Any],
+    make_run: MakePairs,
+    v1_samples: Any,
+    golden_folder: Path,
+    images_folder: Path,
+    tmp_path: Path,
+) -> None:
     """In a run on pairs and in a plain one; with all pairs in one batch both see the same answers."""
-    job = make_run("pairs", steps=1, losses={"supervised": 1.0})
-    plain = make_run("plain", steps=1, micro_batch=16, preference="none", losses={"supervised": 1.0, "preference": 0})
-    both = make_run("no pairs", steps=1, micro_batch=16, preference="none", losses={"supervised": 1.0, "preference": 0})
-    train(job)
-    train(plain)
-    assert metrics(job)[0]["supervised"] == pytest.approx(metrics(plain)[0]["supervised"], rel=1e-5)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Pairs, "of", classmethod(_no_pairs))
-        train(both)
-    assert metrics(both)[0]["supervised"] != pytest.approx(metrics(plain)[0]["supervised"], rel=1e-3)
+    store = dumped(tmp_path / "stored", entries_of(v1_samples), golden_folder, images_folder, logits=logits)
+    losses = {"supervised": 1.0, "logit": 0.5}
+    found = {}
+    for name, settings in {
+        "pairs": {"losses": losses},
+        "plain": {"micro_batch": 16, "preference": "none", "losses": losses | {"preference": 0}},
+        "parts": {"micro_batch": 4, "global_batch": 16, "preference": "none", "losses": losses | {"preference": 0}},
+        "both": {"micro_batch": 16, "preference": "none", "losses": losses | {"preference": 0}},
+    }.items():
+        job = make_run(name, store=store, steps=1, **settings)
+        with pytest.MonkeyPatch.context() as patched:
+            if name == "both":
+                patched.setattr(Pairs, "of", classmethod(_no_pairs))
+            train(job)
+        found[name] = metrics(job)[0]
+    for term in ("supervised", "logit"):
+        assert found["pairs"][term] == pytest.approx(found["plain"][term], rel=1e-5)
+        assert found["parts"][term] == pytest.approx(found["plain"][term], rel=1e-5)
+        assert found["both"][term] != pytest.approx(found["plain"][term], rel=1e-3)
+    assert found["parts"]["grad_norm"] == pytest.approx(found["plain"]["grad_norm"], rel=1e-4)
 
 
 def _no_pairs(cls: type[Pairs], reader: StoreReader) -> Pairs:

@@ -18,14 +18,13 @@ operation that returns no view of its input and does not only allocate. Nothing 
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import click
 import torch
+from cases.attention_before import CHUNK_MIB, as_projected
 from cases.measuring import machine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,7 +34,7 @@ from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionForm, HeadWeights
 from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss, chunked_map_loss
-from alignkd.vlm.attention.attention_rows import CHUNK_BYTES, CHUNK_BYTES_CPU, RowInputs, chunk_bytes_on
+from alignkd.vlm.attention.attention_rows import CHUNK_BYTES, chunk_bytes_on
 from alignkd.vlm.families.mobilevlm.model import attention as llama_attention
 
 HEADS, HEAD_SIZE, TEACHER_HEADS = 16, 128, 32
@@ -66,21 +65,6 @@ class Work:
         else:
             loss = chunked_attention_loss(pair, inputs, chunk_bytes=chunk_bytes)
         return [loss.total, *torch.autograd.grad(loss.total, (self.query_BLD, self.key_BLD, weight_ST))]
-
-
-@contextmanager
-def as_projected() -> Iterator[None]:
-    """Queries and keys keep the memory order of the projections, so that products copy them."""
-
-    def in_order_of_projection(model: Any, *projected: Tensor) -> tuple[Tensor, Tensor]:
-        query_BHRd, key_BHLd = real(model, *projected)
-        query_BHRd, key_BHLd = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query_BHRd, key_BHLd))
-        return query_BHRd, key_BHLd
-
-    real = llama_attention._rotated
-    order = patch.object(llama_attention, "_rotated", in_order_of_projection)
-    with order, patch.object(RowInputs, "contiguous", lambda inputs: inputs):
-        yield
 
 
 class Kernels(TorchDispatchMode):
@@ -135,7 +119,7 @@ TIMED = ("before, s", "after, s", "ratio", "lowest..highest", "largest differenc
 
 def _counted(work: Work) -> list[str]:
     with as_projected(), Kernels() as before:
-        work.run(CHUNK_BYTES_CPU)
+        work.run(CHUNK_MIB << 20)
     with Kernels() as after:
         work.run(CHUNK_BYTES)
     return [f"{found:,}" for found in (before.operations, after.operations, before.kernels, after.kernels)]
@@ -147,7 +131,7 @@ def _timed(work: Work, rounds: int, device: str) -> list[str]:
 
     def as_it_was() -> None:
         with as_projected():
-            before[:] = work.run(CHUNK_BYTES_CPU)
+            before[:] = work.run(CHUNK_MIB << 20)
 
     def as_it_is() -> None:
         after[:] = work.run(chunk_bytes_on(device))

@@ -5,6 +5,8 @@ store), and with the teacher in the same process.
     python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 --no-optimizer \
         --teacher-layers 1 --samples 1 --variant supervised --variant stored
+    python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096 --micro-batch 8 --samples 8 \
+        --variant supervised --variant stored --beside before
     python benchmarks/train.py --variant supervised --variant stored2 --variant stem --variant stem2 --variant stem3
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 \
         --optimizer adamw_8bit --micro-batch 4 --samples 32 --cap-gib 24
@@ -30,7 +32,9 @@ is the student of 28 M parameters of earlier figures.
 
 `--no-optimizer` leaves out AdamW and its state: only forward and backward pass with weights in their own
 dtype, for shapes whose state does not fit. Each process then also does a step of plain fine-tuning before each of its
-steps, because processes differ by more than the measured effect; "in one process" compares these two steps.
+steps, because processes differ by more than the measured effect; "in one process" compares these two steps. `--beside
+plain` does the same with an optimiser; `--beside before` does a step with the attention loss as it was before its
+queries and keys were made contiguous once and its chunks grew with the device (`cases/attention_before.py`).
 `--teacher-layers` also makes an official model shallower: stored targets keep their shapes, and the teacher fits if the
 variant with the teacher is not measured.
 """
@@ -87,6 +91,9 @@ HEAD_SIZE = 64
 @click.option("--optimizer", type=click.Choice(get_args(OptimizerName)), default="adamw", show_default=True)
 @click.option("--gradient-checkpointing", is_flag=True, help="train.gradient_checkpointing")
 @click.option("--no-optimizer", is_flag=True, help="Forward and backward only, by torch alone.")
+@click.option(
+    "--beside", type=click.Choice(["plain", "before"]), help="Another step in each process, before each step."
+)
 @click.option("--data-workers", default=1, show_default=True)
 @click.option("--variant", type=click.Choice(list(VARIANTS)), multiple=True, help="Only these; default the first 4.")
 @click.option("--cap-gib", type=float, help="CUDA memory that (a) and (b) may use, as of a smaller card.")
@@ -100,7 +107,7 @@ def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool
         folder = out or Path(temporary)
         names = variant or BY_DEFAULT
         configs = prepare(folder, names, **options)
-        given = {name: options[name] for name in ("one_at_a_time", "cap_gib", "no_optimizer")}
+        given = {name: options[name] for name in ("one_at_a_time", "cap_gib", "no_optimizer", "beside")}
         found = measure(configs, names, rounds, **given)
     print(table(found, markdown))
 
@@ -243,20 +250,27 @@ class Variant:
 
 
 def measure(
-    configs: dict[str, Path], names: tuple[str, ...], rounds: int, *, one_at_a_time: bool, **how: Any
+    configs: dict[str, Path],
+    names: tuple[str, ...],
+    rounds: int,
+    *,
+    one_at_a_time: bool,
+    beside: str | None,
+    **how: Any,
 ) -> dict[str, Any]:
     """Measure steps and memory of each variant."""
     found: dict[str, Any] = {}
+    beside = beside or ("plain" if how["no_optimizer"] else None)
     for group in [(name,) for name in names] if one_at_a_time else [names]:
         variants = {name: Variant(name, configs[name], **how) for name in group}
         found |= {name: {"steps": []} for name in group}
         for number in range(rounds + 1):
             # the order alternates, so that no variant always runs after the same other one
             for name in (*variants,) if number % 2 else reversed(variants):
-                plain = variants[name].ask("plain") if how["no_optimizer"] else None
+                other = variants[name].ask(beside) if beside else None
                 step = variants[name].ask("step")
                 if number:
-                    found[name]["steps"].append(step | ({} if plain is None else {"plain": plain["cpu_seconds"]}))
+                    found[name]["steps"].append(step | ({} if other is None else {"beside": other["cpu_seconds"]}))
         for name, variant in variants.items():
             found[name]["memory"] = variant.ask("memory")
             variant.end()
@@ -268,7 +282,7 @@ def table(found: dict[str, Any], markdown: bool) -> str:
     header = ("step", "seconds", "ratio", "lowest..highest", "CPU ratio", "lowest..highest")
     header += ("tokens/s", "waiting", "peak MiB", "ratio", "between steps")
     first = next(iter(found.values()))
-    beside = "plain" in first["steps"][0]
+    beside = "beside" in first["steps"][0]
     header += ("CPU ratio in one process", "lowest..highest") if beside else ()
     rows = [header]
     for name, variant in found.items():
@@ -278,7 +292,7 @@ def table(found: dict[str, Any], markdown: bool) -> str:
             for clock in ("seconds", "cpu_seconds")
         )
         memory = variant["memory"]
-        own = [step["cpu_seconds"] / step["plain"] for step in variant["steps"]] if beside else []
+        own = [step["cpu_seconds"] / step["beside"] for step in variant["steps"]] if beside else []
         rows.append(
             (
                 VARIANTS[name],

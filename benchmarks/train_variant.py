@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import torch
+from cases.attention_before import CHUNK_MIB, as_projected
 from live_bytes import LiveBytes
 from torch import Tensor
 
@@ -184,6 +185,16 @@ class Training:
             self.losses = self.student.losses = losses
             self.counts, self.student.stem = counts, stem
 
+    def before(self) -> dict[str, Any]:
+        """Do a step with the attention loss as it was (`cases/attention_before.py`), in this process."""
+        losses = self.losses
+        self.losses = self.student.losses = losses.model_copy(update={"attention_chunk_mib": CHUNK_MIB})
+        try:
+            with as_projected():
+                return self.step()
+        finally:
+            self.losses = self.student.losses = losses
+
     def _counts(self, reader: StoreReader) -> GlobalCounts:
         model, weights = self.student.model.config, self.losses.weights
         return GlobalCounts([reader], model, weights, self.student.attention)
@@ -218,11 +229,11 @@ def all_live_bytes() -> Iterator[LiveBytes]:
 @click.option("--cap-gib", type=float)
 @click.option("--no-optimizer", is_flag=True)
 def main(config: Path, variant: str, cap_gib: float | None, no_optimizer: bool) -> None:
-    """Answer the commands `step`, `plain` and `memory`."""
+    """Answer the commands `step`, `plain`, `before` and `memory`."""
     if cap_gib and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(cap_gib * 2**30 / torch.cuda.mem_get_info()[1])
     training = Training(load_run_config(config, "train"), variant, no_optimizer=no_optimizer)
-    answers = {"step": training.step, "plain": training.plain, "memory": training.memory}
+    answers = {"step": training.step, "plain": training.plain, "before": training.before, "memory": training.memory}
     print(json.dumps({"ready": variant}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answers[line.strip()]()), flush=True)

@@ -131,6 +131,7 @@ class TrainConfig(Settings):
         profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
         targets: source of each target.
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
+        centres: the teacher's class means, a file written by `alignkd shards centres`; the loss `nd` needs it.
         log_every: optimiser steps between lines of progress.
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
@@ -175,6 +176,7 @@ class TrainConfig(Settings):
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
     stem: UserPath | None = None
+    centres: UserPath | None = None
     log_every: Count = 10
     tensorboard: bool = True
     data_workers: CountFromZero = 0
@@ -275,6 +277,21 @@ class TrainConfig(Settings):
                 )
         if self.preference == "ipo" and self.preference_beta == 0:
             raise ValueError("preference_beta is 0, but preference 'ipo' divides by it; set it above 0, or margin_mse")
+        return self
+
+    @model_validator(mode="after")
+    def _centres_are_given(self) -> Self:
+        weight = self.losses.weights.get("nd")
+        if weight is not None and self.centres is None:
+            raise ValueError(
+                f"losses.nd is {weight}, but centres is not given; write the teacher's class means by `alignkd shards "
+                "centres STORE --out FILE` from a store with logits 'hidden', and set centres to that file"
+            )
+        if weight is None and self.centres is not None:
+            raise ValueError(
+                f"centres is {self.centres}, but losses.nd is 0, so it is not used; leave centres out or set losses.nd "
+                "above 0"
+            )
         return self
 
     @model_validator(mode="after")

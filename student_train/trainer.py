@@ -31,6 +31,7 @@ from alignkd.student_train.run.preference_pass import with_statistics
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student, use_chosen_kernels
+from alignkd.student_train.run.taid import TaidProgress
 from alignkd.student_train.validation.validation import Validation, open_validation
 
 
@@ -62,7 +63,7 @@ def _train(plan: RunPlan) -> TrainResult:
     batches = plan.micro_batches(first_step=start.state.step)
     with closing_workers(batches, only_after_an_error=True):
         engine = _prepare_engine(plan, start)
-    end = _run_steps(plan, engine, batches, start.state, validation)
+    end = _run_steps(plan, engine, batches, start, validation)
     if not end.complete:
         return plan.result(end.state, end.metrics, interrupted_by=end.signal or signal.SIGTERM)
     last = end.metrics if start.finished_metrics is None else start.finished_metrics
@@ -100,9 +101,10 @@ class _End:
 
 
 def _run_steps(
-    plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], state: TrainState, validation: Validation | None
+    plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], start: Start, validation: Validation | None
 ) -> _End:
     """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
+    state, taid = start.state, TaidProgress(plan, start)
     config, ranks, checkpoints = plan.config, plan.ranks, checkpoints_folder(plan.config.output)
     counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights, plan.attention)
     times = CheckpointTimes(config, num_samples=plan.order.num_samples, global_batch=plan.order.global_batch)
@@ -117,14 +119,16 @@ def _run_steps(
         while state.step < config.num_steps and not (validation is not None and validation.ends_run):
             step = plan.step(state.step)
             engine.start_step(state.step, micro_batches=len(step.division))
+            engine.student.step_values = taid.step_values
             sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             of_step = with_statistics(engine.student, batches, ranks, micro_batches=len(step.division))
             outcome = _optimiser_step(engine, of_step, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 
+            moved = taid.after_step(state.step, tally)
             state = state.after(samples=len(step.positions), skipped=not outcome.applied)
-            log.append(step_figures(state, step, tally, outcome, device=ranks.device))
+            log.append(step_figures(state, step, tally, outcome, taid=moved, device=ranks.device))
             _check_not_diverged(state, tally, plan.job)
             if validation is not None and not tally.stopped:
                 validation.after_step(engine, state.step, log, signals)
@@ -139,6 +143,7 @@ def _run_steps(
                     ranks,
                     keep=config.keep_checkpoints,
                     kept=times.is_kept(state.step),
+                    further=taid.in_checkpoint,
                     **found,
                 )
                 times.written()

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from cases.random_step import Pair
+from cases.training_case import GIB, TrainingCase
 
+from alignkd.student_train.config import OptimizerName
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.kernels.choice import Kernels
 from gpu_steps.check import Check
 from gpu_steps.ratios import ROUNDS, Shape, step
-from gpu_steps.real_memory import GIB, Case, device_memory, engine_of, optimiser_step, pair_of, release, reset
+from gpu_steps.real_memory import device_memory, engine_of, optimiser_step, pair_of, release, reset
 from gpu_steps.timing import alternating, ratio
 
 KERNELS: tuple[Kernels, ...] = ("torch", "liger", "compile")
@@ -68,12 +70,12 @@ def peak_of(check: Check, function: Callable[[], None]) -> float:
 
 def optimisers(check: Check, pair: Pair, shape: Shape, rounds: int) -> None:
     """A whole step of two micro-batches with each optimiser, one after the other: two do not fit beside each other."""
-    names = ["adamw_8bit", "adamw_offload"]
+    names: list[OptimizerName] = ["adamw_8bit", "adamw_offload"]
     if check.tiny or (check.device == "cuda" and torch.cuda.get_device_properties(0).total_memory > ADAMW_BYTES):
         names.insert(0, "adamw")
     batch = pair.micro_batch(shape.samples, shape.length)
     for name in names:
-        engine = engine_of(check, pair, Case(name, shape.samples, shape.length))
+        engine = engine_of(check, pair, TrainingCase(name, shape.samples, shape.length))
         times = alternating(check.device, {name: partial(optimiser_step, engine, batch, 0)}, max(1, rounds // 2))
         check.figures[f"step {name} ms"] = round(median(times[name]), 1)
         del engine

@@ -4,99 +4,57 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases.random_step import Pair
+from cases.training_case import GIB, MICRO_BATCHES, TrainingCase, backward, real_pair
 
-from alignkd.pipeline.plan.memory.student import student_memory
-from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.build import build_engine
-from alignkd.student_train.objective.objective import weighted_total
 from alignkd.vlm.families.mobilevlm.model.config import load_config
-from alignkd.vlm.families.mobilevlm.model.sizes import family_config
 from gpu_steps.check import Check
 from gpu_steps.golden import GOLDEN
 
-GIB = 1 << 30
-CARD = 24 * GIB
 # Largest difference of the allocated memory to the plan's, as a share of the plan's.
 BOUND = 0.10
-MICRO_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training.
-
-    Attributes:
-        optimizer: of `train`.
-        samples, length: of a micro-batch.
-        checkpointing: whether layers are computed again.
-        fits: whether it has to fit a card of 24 GiB.
-    """
-
-    optimizer: str
-    samples: int
-    length: int
-    checkpointing: bool = False
-    fits: bool = True
-
-    @property
-    def name(self) -> str:
-        """For the table."""
-        return f"{self.optimizer} {self.samples} x {self.length}{', checkpointing' if self.checkpointing else ''}"
-
-
-CASES = (
-    Case("adamw_8bit", 4, 512),
-    Case("adamw_8bit", 1, 2048),
-    Case("adamw_8bit", 16, 512, checkpointing=True),
-    Case("adamw_offload", 2, 512),
-    Case("adamw_offload", 4, 2048, checkpointing=True),
-    Case("adamw", 4, 512, fits=False),
+# Trainings, and the GiB of the card that each has to fit; None: this machine's.
+CASES: tuple[tuple[TrainingCase, int | None], ...] = (
+    (TrainingCase("adamw_8bit", 4, 512), 24),
+    (TrainingCase("adamw_8bit", 1, 2048), 24),
+    (TrainingCase("adamw_8bit", 16, 512, checkpointing=True), 24),
+    (TrainingCase("adamw_8bit", 4, 512, checkpointing=True), 16),
+    (TrainingCase("adamw_offload", 1, 512), 12),
+    (TrainingCase("adamw_offload", 4, 2048, checkpointing=True), 12),
+    (TrainingCase("adamw", 4, 512), None),
 )
-TINY_CASES = (
-    Case("adamw", 1, 256),
-    Case("adamw_8bit", 2, 256, checkpointing=True),
-    Case("adamw_offload", 1, 256),
+TINY_CASES: tuple[tuple[TrainingCase, int | None], ...] = (
+    (TrainingCase("adamw", 1, 256), 24),
+    (TrainingCase("adamw_8bit", 2, 256, checkpointing=True), 24),
+    (TrainingCase("adamw_offload", 1, 256), 12),
 )
 
 
 def run(check: Check) -> None:
     """Two optimiser steps of every case."""
     pair = pair_of(check)
-    for case in TINY_CASES if check.tiny else CASES:
-        with cap(check.device, CARD if case.fits else None):
+    for case, card in TINY_CASES if check.tiny else CASES:
+        with cap(check.device, card):
             measure(check, pair, case)
 
 
 def pair_of(check: Check) -> Pair:
     """The real pair, or with `tiny` the golden one."""
-    if check.tiny:
-        student, teacher = (
-            load_config(GOLDEN / role, vision_config=GOLDEN / "clip") for role in ("student", "teacher")
-        )
-        return Pair(student=student, teacher=teacher, dtype=torch.bfloat16)
-    return Pair(student=family_config("MobileVLM_V2-1.7B"), teacher=family_config("MobileVLM_V2-7B"))
+    if not check.tiny:
+        return real_pair()
+    student, teacher = (load_config(GOLDEN / role, vision_config=GOLDEN / "clip") for role in ("student", "teacher"))
+    return Pair(student=student, teacher=teacher, dtype=torch.bfloat16)
 
 
-def measure(check: Check, pair: Pair, case: Case) -> None:
+def measure(check: Check, pair: Pair, case: TrainingCase) -> None:
     """Record planned, allocated and reserved memory, and the host's."""
-    planned = student_memory(
-        pair.shapes,
-        pair.load(
-            case.samples,
-            case.length,
-            check.device,
-            optimizer=case.optimizer,
-            gradient_checkpointing=case.checkpointing,
-            accumulates=True,
-        ),
-    )
+    planned = case.planned(pair, check.device)
     engine = engine_of(check, pair, case)
     batch = pair.micro_batch(case.samples, case.length)
     reset(check.device)
@@ -115,41 +73,27 @@ def measure(check: Check, pair: Pair, case: Case) -> None:
     release(check.device)
 
 
-def engine_of(check: Check, pair: Pair, case: Case, **settings: Any) -> Any:
+def engine_of(check: Check, pair: Pair, case: TrainingCase) -> Any:
     """An engine with a random student."""
-    config = TrainConfig.model_validate(
-        {
-            "output": str(Path(check.out) / "never"),
-            "steps": 1,
-            "micro_batch": case.samples,
-            "global_batch": case.samples * MICRO_BATCHES,
-            "optimizer": case.optimizer,
-            "gradient_checkpointing": case.checkpointing,
-            "preset": "paper",
-            **settings,
-        }
-    )
-    student = pair.new_student(check.device, checkpointing=case.checkpointing)
-    return build_engine(student, config, dtype=pair.dtype, ranks=start_ranks())
+    return build_engine(case.student(pair, check.device), case.config(), dtype=pair.dtype, ranks=start_ranks())
 
 
 def optimiser_step(engine: Any, batch: Any, step: int) -> None:
     """One step of several micro-batches."""
-    weights = engine.student.losses.weights
     engine.start_step(step, micro_batches=MICRO_BATCHES)
     for _ in range(MICRO_BATCHES):
-        engine.backward(weighted_total(engine(batch), weights, dict.fromkeys(weights, 1000)))
+        backward(engine, batch)
         engine.end_micro_batch(0.1)
 
 
 @contextmanager
-def cap(device: str, most: int | None) -> Iterator[None]:
-    """Refuse more than `most` bytes of the device, as a smaller card would."""
-    if device != "cuda" or most is None:
+def cap(device: str, card: int | None) -> Iterator[None]:
+    """Refuse more than `card` GiB of the device, as a smaller one would."""
+    if device != "cuda" or card is None:
         yield
         return
     whole = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most / whole))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, card * GIB / whole))
     try:
         yield
     finally:

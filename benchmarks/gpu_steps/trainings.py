@@ -1,5 +1,5 @@
-"""Step 3: short trainings of the golden student: settings against each other, resumed against uninterrupted, device
-against CPU.
+"""Step 3: short trainings of the golden student: settings and kernels against each other, a resumed run against an
+uninterrupted one, device against CPU.
 """
 
 import json
@@ -11,9 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alignkd.student_train import trainer
 from alignkd.student_train.job import TrainJob
 from alignkd.teacher_dump.dump import dump
+from alignkd.vlm.errors import InputError
+from alignkd.vlm.kernels.choice import check_kernels
 from gpu_steps.check import Check
 from gpu_steps.golden import dump_job, train_job
 
@@ -24,10 +28,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
     "micro_batches": {"micro_batch": 1, "global_batch": 2},
     "bfloat16": {"dtype": "bfloat16"},
+    "liger": {"kernels": "liger"},
+    "compile": {"kernels": "compile"},
 }
 DETERMINISTIC = {"deterministic": True}
 # Largest relative difference of a step's loss to the plain run's, or of the plain run's to the CPU's.
-BOUNDS = {"offload": 1e-5, "eight_bits": 1e-2, "checkpointing": 1e-4, "micro_batches": 1e-4, "bfloat16": 0.1}
+BOUNDS = {
+    "offload": 1e-5,
+    "eight_bits": 1e-2,
+    "checkpointing": 1e-4,
+    "micro_batches": 1e-4,
+    "bfloat16": 0.1,
+    "liger": 1e-4,
+    "compile": 1e-4,
+}
 TO_CPU, RESUMED = 1e-4, 1e-4
 
 
@@ -40,9 +54,9 @@ def run(check: Check) -> None:
     folder = check.out / "trainings"
     steps = 4 if check.tiny else 20
     dump(dump_job(folder, "compact", "cpu", "store"))
-    without = set() if find_spec("bitsandbytes") else {"eight_bits"}
+    without = left_out(check.device)
     losses = {name: losses_of(variant(folder, name, steps)) for name in VARIANTS if name not in without}
-    check.figures["left_out"] = sorted(without)
+    check.figures["left_out"] = without
     check.figures["loss"] = [losses["plain"][0], losses["plain"][-1]]
     check.expect(losses["plain"][-1] < losses["plain"][0], "the loss does not fall")
     for name in sorted(BOUNDS.keys() & losses.keys()):
@@ -55,6 +69,22 @@ def run(check: Check) -> None:
     check.at_most("plain_to_cpu", largest(losses["plain"], on_cpu(folder, steps)), TO_CPU)
     one, other = in_another_process(folder, steps, "deterministic")
     check.expect(one == other, "two runs with train.deterministic differ")
+
+
+def left_out(device: str) -> dict[str, str]:
+    """Variant -> why it cannot run here. Kernels are for GPUs; on a CPU, tests of the package compare them."""
+    found = {} if find_spec("bitsandbytes") else {"eight_bits": "needs bitsandbytes"}
+    for name, settings in VARIANTS.items():
+        if (kernels := settings.get("kernels")) is None:
+            continue
+        if device == "cpu":
+            found[name] = "on a CPU"
+            continue
+        try:
+            check_kernels(kernels, torch.device(device))
+        except InputError as error:
+            found[name] = str(error)
+    return found
 
 
 def variant(folder: Path, name: str, steps: int, output: str | None = None) -> TrainJob:

@@ -31,7 +31,7 @@ from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.mixture import Mixture
-from alignkd.student_train.run.target_sources import stem_of_run
+from alignkd.student_train.run.target_sources import needs_head, stem_of_run
 from alignkd.student_train.run.unused import unused_of_store
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
@@ -226,7 +226,7 @@ def _load(
         queries=queries * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=shapes.num_heads,
         teacher_hidden=shapes.hidden_size,
-        hidden_logits=first.manifest.codecs.logits.kind == "hidden" and "logit" in train.losses.weights,
+        hidden_logits=needs_head(first.manifest, train.losses),
         head_chunk_mib=train.losses.head_chunk_mib,
         attention_chunk_bytes=train.losses.attention_chunk_bytes("cuda"),
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
@@ -242,6 +242,8 @@ def _load(
         trained=config.student.trained_config,
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
+        state_adapter="state_adapter" in adapters and shapes.hidden_size != student.size.hidden_size,
+        head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         batch_bytes=largest.samples * (student.array_bytes_of(vision) + targets),
     )
 

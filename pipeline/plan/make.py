@@ -311,8 +311,17 @@ def _student_load(config: RunConfig, inputs: _Inputs, store: StoreSize, devices:
     depth = stem_depth_of(config, inputs.model.config)
     stem = sizes_of(inputs.model.config, config.teacher, depth) if takes_from_stem(config) else None
     of_stem = {} if stem is None else {"stem_weights": stem.device, "stem_depth": depth}
-    layers = inputs.student.size.num_layers
-    return student_load(config, inputs.data, store, inputs.teacher, devices=devices, student_layers=layers, **of_stem)
+    size = inputs.student.size
+    return student_load(
+        config,
+        inputs.data,
+        store,
+        inputs.teacher,
+        devices=devices,
+        student_layers=size.num_layers,
+        student_hidden=size.hidden_size,
+        **of_stem,
+    )
 
 
 def _profiles(

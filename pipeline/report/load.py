@@ -14,6 +14,7 @@ from alignkd.student_train.output import (
     FINISHED,
     KIND_PREFIX,
     METRICS,
+    MOVED,
     VALIDATION,
     loss_names,
     read_configuration,
@@ -46,6 +47,7 @@ class Run:
             them.
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
+        moved: for each figure that an objective moves (`output.MOVED`), (step, value) of the steps.
         validation: for each loss, (step, value) of the validations that have it; empty for a run without validation.
         best_step: step of the best validation; None if there is none.
     """
@@ -67,6 +69,7 @@ class Run:
     wait_share: float | None
     peak_memory_mib: float | None
     curves: dict[str, list[tuple[int, float]]]
+    moved: dict[str, list[tuple[int, float]]]
     validation: dict[str, list[tuple[int, float]]]
     best_step: int | None
 
@@ -115,6 +118,11 @@ def report_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def losses_of(runs: Sequence[Run]) -> list[str]:
     """The losses that any of the runs has, in the order of their metrics files."""
     return [*dict.fromkeys(name for run in runs for name in (*run.curves, *run.validation))]
+
+
+def moved_figures_of(runs: Sequence[Run]) -> list[str]:
+    """The figures that an objective of any of the runs moves."""
+    return [name for name in MOVED if any(name in run.moved for run in runs)]
 
 
 def validated_losses_of(runs: Sequence[Run]) -> list[str]:
@@ -185,6 +193,7 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
         wait_share=_median(lines, "wait_share"),
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,
+        moved=_points(lines, lambda line: [name for name in MOVED if name in line]),
         validation=_points(validations, validation_loss_names),
         best_step=validations[-1].get("best_step") if validations else None,
     )

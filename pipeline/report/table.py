@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from alignkd.pipeline.console.printing import aligned, format_count
-from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
+from alignkd.pipeline.report.load import Run, best_value, losses_of, moved_figures_of, validated_losses_of
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
@@ -42,6 +42,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("skipped steps", lambda run: str(run.skipped)),
         ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
+        *((f"{name.replace('_', ' ')} in the last step", _last(name)) for name in moved_figures_of(runs)),
         *_rows_by_source(runs),
         *_validation_rows(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
@@ -89,6 +90,10 @@ def _kind(kind: str) -> Callable[[Run], str]:
 
 def _final(name: str) -> Callable[[Run], str]:
     return lambda run: _number(run.final.get(name), ".4g")
+
+
+def _last(name: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.moved[name][-1][1] if name in run.moved else None, ".4g")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
 from alignkd.student_train.data.targets import (
+    AffinityTargets,
     AttentionTargets,
     CounterfactualTargets,
     LogitTargets,
@@ -34,6 +35,7 @@ class TrainBatch:
         supervised_N: int64, supervised positions in the flattened [B * L]. They are computed on the host, so that no
             forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
+        positions_of_sample: supervised positions of each sample, plain integers.
         generated_N: bool, which of these tokens are of answers that a model wrote; None if no sample has any, or if no
             loss asks for them.
         attention: targets of eq. 1.
@@ -42,6 +44,11 @@ class TrainBatch:
             batch.
         vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
+        vision_states_PD: the teacher's last hidden states at the vision positions, in the order of `vision_all_PD`.
+        vision_relations_R: cosines of all pairs of vision tokens of each image, image after image.
+        state_norms_N: norms of the teacher's last hidden states at the supervised positions.
+        teacher_tokens_of_image: the teacher's vision tokens of each image.
+        affinity: the teacher's cosines between text queries and vision tokens.
         counterfactual: the teacher's two passes over the samples with images.
         rejected_N: bool, which labels are of a rejected answer; None if none is.
         num_rejected: number of these labels.
@@ -52,12 +59,18 @@ class TrainBatch:
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
+    positions_of_sample: tuple[int, ...]
     generated_N: Tensor | None = None
     attention: AttentionTargets | None = None
     vision_all_PD: EncodedTensor | None = None
     vision_top_index_K: Tensor | None = None
     vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
+    vision_states_PD: EncodedTensor | None = None
+    vision_relations_R: EncodedTensor | None = None
+    state_norms_N: EncodedTensor | None = None
+    teacher_tokens_of_image: tuple[int, ...] = ()
+    affinity: AffinityTargets | None = None
     counterfactual: CounterfactualTargets | None = None
     rejected_N: Tensor | None = None
     num_rejected: int = 0

@@ -16,6 +16,7 @@ from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads, first_layers
 from alignkd.student_train.objective.attention.row_reference import RowReferences
+from alignkd.student_train.objective.centres import Centres
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.preference.settings import (
@@ -25,11 +26,13 @@ from alignkd.student_train.objective.preference.settings import (
     PreferenceSettings,
 )
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.term import ForwardPass, SecondPasses
+from alignkd.student_train.objective.term import ForwardPass, Heads, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.vision.pairs import TokensOfImages, VisionPairs, match_vision_tokens
 from alignkd.student_train.trained.selection import select_trained
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
+from alignkd.vlm.families.recorded_states import recorded_states
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 
@@ -54,6 +57,7 @@ class DistilledStudent(nn.Module):
         fixed_heads: FixedHeads | None = None,
         frozen_adapters: bool = False,
         preference: PreferenceSettings | None = None,
+        centres: Centres | None = None,
     ) -> None:
         """Freeze what is not trained.
 
@@ -69,17 +73,20 @@ class DistilledStudent(nn.Module):
             fixed_heads: mixture of the teacher's heads, unless it is trained.
             frozen_adapters: whether adapters stay as they are.
             preference: the loss on pairs of answers; None: there is none.
+            centres: the teacher's class means, needed by the loss `nd`; frozen.
         """
         super().__init__()
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
-        self.num_tokens = num_tokens
+        self.num_tokens, self.centres = num_tokens, centres
         self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
         self.preference = preference
         # of the global batch of a step, for losses on pairs that need them
         self.statistics: BatchStatistics | None = None
+        # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
+        self.step_values: Mapping[str, float] = losses.first_step_values
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -90,6 +97,8 @@ class DistilledStudent(nn.Module):
         for adapter in adapters.of_layers:
             adapter.requires_grad_("attn_adapter" in used and losses.attention_heads == "adapter")
         adapters.proj_adapter.requires_grad_("proj_adapter" in used)
+        if adapters.state_adapter is not None:
+            adapters.state_adapter.requires_grad_("state_adapter" in used)
 
     def start_step(self, step: int, *, seed: int) -> None:
         """Draw what the training step of this number computes, the same on every rank."""
@@ -103,8 +112,10 @@ class DistilledStudent(nn.Module):
             vision = replace(vision, features=None)
         has_image = bool(batch.sequences.images)
         watched = self.attention.student_layers if "attention" in self.losses.weights else ()
-        with self.model.watched_layers(watched) as layers:
+        recorded = self.losses.recorded_layers
+        with self.model.watched_layers(watched) as layers, recorded_states(self.model, recorded) as after_layers:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
+        heads = self._heads()
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
@@ -117,6 +128,11 @@ class DistilledStudent(nn.Module):
             preference=self._preference_inputs(None if has_image else sum_of_zeros(vision)),
             fixed_heads=self.fixed_heads,
             references=self.references,
+            vision_pairs=self._vision_pairs(batch, hidden_BLD, heads),
+            heads=heads,
+            vision=self.losses.vision_settings,
+            after_layers=after_layers,
+            centres=self.centres,
         )
         # The terms on logits come first, whatever their place in the table. And all terms come after the decoder:
         # backward then finishes a layer's weights at the same moment with and without the attention term.
@@ -145,6 +161,30 @@ class DistilledStudent(nn.Module):
             chunk_bytes=self.losses.head_chunk_mib << 20,
             statistics=self.statistics,
             zero=zero,
+        )
+
+    def _heads(self) -> Heads:
+        return Heads(
+            student=self.model.head,
+            teacher=None if self.teacher_head is None else self.teacher_head.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+        )
+
+    def _vision_pairs(self, batch: TrainBatch, hidden_BLD: Tensor, heads: Heads) -> VisionPairs | None:
+        """The vision tokens that are compared; None: those of the same places, or none."""
+        targets = batch.vision_states_PD
+        if self.losses.vision_matching == "place" or targets is None:
+            return None
+        assert heads.teacher is not None  # `LossConfig.needs_teacher_head`
+        return match_vision_tokens(
+            hidden_BLD.detach().flatten(0, 1)[batch.sequences.vision_places_P],
+            heads.student,
+            targets.decode().to(heads.teacher.weight_VD.dtype),
+            heads.teacher,
+            TokensOfImages.of(batch.sequences, batch.teacher_tokens_of_image),
+            num_tokens=heads.num_tokens,
+            chunk_bytes=heads.chunk_bytes,
         )
 
     def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:
@@ -178,6 +218,8 @@ class DistilledStudent(nn.Module):
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
             rejected_N=batch.rejected_N,
+            step_values=self.step_values,
+            positions_of_sample=batch.positions_of_sample,
         )
         losses = fused_head_losses(
             hidden_ND,
@@ -185,12 +227,17 @@ class DistilledStudent(nn.Module):
             # all have the same count, so their weights relative to each other are those in the total
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
+            groups=inputs.groups,
         )
         samples_N, num_samples = forward.samples_N, forward.num_samples
+        found = dict(zip(names, losses, strict=False))
+        if further := losses[len(names) :]:
+            figures = zip(inputs.divergence.figures, further, strict=True)
+            found["logit"] = replace(found["logit"], figures={name: figure.parts for name, figure in figures})
         return {
             # all have the same count, as their weights relative to each other are already applied
             name: replace(loss, count=loss.count - batch.num_rejected).by_sample(samples_N, num_samples)
-            for name, loss in zip(names, losses, strict=True)
+            for name, loss in found.items()
         }
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:

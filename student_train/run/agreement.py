@@ -11,7 +11,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.student_train.run.target_sources import needs_head, targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
@@ -50,7 +50,8 @@ def samples_in_several(readers: Sequence[StoreReader]) -> int:
 
 def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     """What must be equal in all stores, by name."""
-    manifest, needed = reader.manifest, {*config.losses.needed_targets.values()}
+    manifest = reader.manifest
+    needed = {*targets_by_term(manifest, config.losses).values()}
     facts = {f"fingerprint {name}": _short(value) for name, value in sorted(manifest.fingerprint.items())}
     facts |= {f"shapes.{name}": str(value) for name, value in manifest.shapes.model_dump(mode="json").items()}
     if "attention" in needed:
@@ -64,7 +65,7 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     from_stem = targets_of_stem(reader, config)
     facts |= {f"the source of {name}": "the stem" if name in from_stem else "stored" for name in sorted(needed)}
     files = [STEM_FILE] if from_stem and config.stem is None else []
-    if "logits" in needed and manifest.codecs.logits.kind == "hidden" and "logits" not in from_stem:
+    if needs_head(manifest, config.losses) and "logits" not in from_stem:
         files.append(LM_HEAD_FILE)
     return facts | {name: _short(manifest.attachments.get(name, "absent")) for name in files}
 

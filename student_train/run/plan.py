@@ -37,13 +37,13 @@ from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import (
     Extension,
     check_can_be_extended,
-    decay_steps,
     find_extension,
+    first_run_steps,
     schedule_of,
 )
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 
@@ -136,7 +136,7 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
-        weights = config.losses.weights_at(number / decay_steps(self.settings))
+        weights = config.losses.weights_at(number / first_run_steps(self.settings))
         return StepPlan(
             weights=weights,
             attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),
@@ -292,7 +292,7 @@ def micro_batches(
         divisions,
         ranks,
         steps=range(first_step, config.num_steps),
-        targets={*config.losses.needed_targets.values()},
+        targets={*targets_by_term(samples.reader.manifest, config.losses).values()},
         stem=stem,
         attention=attention,
         pairs=samples.pairs,

@@ -1,5 +1,7 @@
 """The line of one step in `metrics.jsonl`."""
 
+from collections.abc import Mapping
+
 import torch
 
 from alignkd.student_train.checkpoints.checkpoint import TrainState
@@ -17,11 +19,18 @@ from alignkd.student_train.run.plan import StepPlan
 
 
 def step_figures(
-    state: TrainState, step: StepPlan, tally: StepTally, outcome: StepOutcome, *, device: torch.device
+    state: TrainState,
+    step: StepPlan,
+    tally: StepTally,
+    outcome: StepOutcome,
+    *,
+    taid: Mapping[str, float | None],
+    device: torch.device,
 ) -> Metrics:
     """The line of the step that led to `state`. `output.FIGURES` lists every name that is not a loss.
 
     Args:
+        taid: figures of TAID, {} for a run without it.
         device: device of the first rank, whose memory is noted.
     """
     return {
@@ -33,6 +42,7 @@ def step_figures(
         "learning_rate": step.learning_rate,
         **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),
         **({} if tally.preference is None else dict(zip(PREFERENCE_FIGURES, tally.preference, strict=True))),
+        **taid,
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,
         "seconds": tally.seconds,

@@ -20,8 +20,10 @@ from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, Coun
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
+from alignkd.teacher_dump.targets.states import StateRows, StatesCapture
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.families.recorded_states import recorded_states
 from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import collate_sequences
 
@@ -42,6 +44,7 @@ class Captured:
         attention, vision_top, attention_layers: see `SampleAttention`.
         vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
+        states: see `StatesCapture`.
         counterfactual: see `CounterfactualPass`; None also for a sample without images.
     """
 
@@ -50,12 +53,14 @@ class Captured:
     attention_layers: Mapping[str, Sequence[HostArrays]]
     vision: tuple[HostArrays, ...]
     logits: LogitRows
+    states: tuple[StateRows, ...] = ()
     counterfactual: CounterfactualRows | None = None
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device memory is freed."""
         of_layers = (arrays for parts in self.attention_layers.values() for arrays in parts)
-        for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays):
+        of_states = (rows.arrays for rows in self.states)
+        for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays, *of_states):
             if arrays is not None:
                 arrays.wait()
         if self.counterfactual is not None:
@@ -85,6 +90,7 @@ class Capture:
         self._copies = HostCopies(model.device)
         self._attention_capture = AttentionCapture(model, config, self._copies)
         self._images = SeenImages(model, config.vision_all, self._copies)
+        self._states = StatesCapture(config, self._copies)
         self._second = None
         if config.counterfactual is not None:
             self._second = CounterfactualPass(model, config.counterfactual, self._copies, num_tokens=num_tokens)
@@ -102,7 +108,10 @@ class Capture:
         """
         second = self._second
         watched = sorted({*self._attention_capture.watched, *(() if second is None else second.watched)})
-        with self.model.watched_layers(watched) if watched else nullcontext({}) as recorded:
+        with (
+            self.model.watched_layers(watched) if watched else nullcontext({}) as recorded,
+            recorded_states(self.model, self._states.layers) as after_layers,
+        ):
             images, hidden_BLD = self._forward(samples)
         layers = dict(recorded)
         del recorded  # so that the queries and keys of each layer are freed once its attention is done
@@ -110,6 +119,8 @@ class Capture:
         attention = self._attention(samples, layers, images)
         layers.clear()
         logits = self._logits(samples, hidden_BLD)
+        states = self._states(samples, hidden_BLD, images, after_layers)
+        after_layers.clear()
         compared = self._counterfactual(samples, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [
@@ -119,6 +130,7 @@ class Capture:
                 attention_layers=found.layers,
                 vision=tuple(parts for key in image_keys(sample) if (parts := images[key].parts) is not None),
                 logits=logits[row],
+                states=states[row],
                 counterfactual=compared.get(row),
             )
             for row, sample in enumerate(samples)

@@ -47,7 +47,8 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
 def _more(captured: Captured, config: StoreConfig) -> dict[str, Target | Logits]:
     """The further targets by their names."""
     compared = {} if captured.counterfactual is None else captured.counterfactual.targets()
-    return {**_attention_layers(captured, config), **compared}
+    states = {rows.name: rows.target() for rows in captured.states}
+    return {**_attention_layers(captured, config), **states, **compared}
 
 
 def _of_sequence(rows: Mapping[str, NDArray[Any]]) -> dict[str, Target | Logits]:

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_steps import trainings
+from gpu_steps.golden import dump_job
+from kernels_on_cpu import use_toys
+
+from alignkd.teacher_dump.dump import dump
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -49,6 +54,18 @@ def test_memory_ratios_and_kernels_are_measured_and_shown(tmp_path: Path) -> Non
     code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_check; gpu_check.main()"
     shown = subprocess.run([sys.executable, "-c", code, "--table", out], capture_output=True, text=True).stdout
     assert "| real_memory | passed |" in shown and "Align-KD to supervised" in shown
+
+
+def test_trainings_with_other_kernels_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of step 3, with stand-ins for the kernels, which are left out on a CPU otherwise."""
+    use_toys(monkeypatch)
+    dump(dump_job(tmp_path, "compact", "cpu", "store"))
+    losses = {name: trainings.losses_of(trainings.variant(tmp_path, name, 2)) for name in ("plain", "liger", "compile")}
+    for name in ("liger", "compile"):
+        assert 0 <= trainings.largest(losses[name], losses["plain"]) <= trainings.BOUNDS[name]
+        assert trainings.variant(tmp_path, name, 2).train.kernels == name
+        assert trainings.left_out("cpu")[name] == "on a CPU"
+    assert trainings.VARIANTS.keys() - {"plain"} == trainings.BOUNDS.keys()
 
 
 def test_the_commands_run(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class StudentLoad:
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
         token_budget: the setting of `train`; 0: `micro_batch` is given.
+        state_adapter: whether the adapter of hidden states is trained.
+        head_positions: vision tokens of a sample whose logits are compared too, in a pass of its own over the head.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -81,6 +83,8 @@ class StudentLoad:
     proj_adapter: bool = True
     token_budget: int = 0
     passes: int = 1
+    state_adapter: bool = False
+    head_positions: int = 0
 
     @property
     def element(self) -> int:
@@ -122,6 +126,7 @@ class TeacherLoad:
         stored: bytes of the targets of a forward pass in the store.
         logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`.
         watched: decoder layers whose queries and keys are recorded.
+        vision_states: whether hidden states at vision positions are kept.
     """
 
     dtype: str
@@ -136,3 +141,4 @@ class TeacherLoad:
     vision: int = 0
     largest: int = 0
     watched: int = 1
+    vision_states: bool = False

@@ -174,7 +174,12 @@ def _head(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
     """Bytes of the head's gradients, and of a chunk of logits."""
     size, positions = model.size, load.micro_batch * load.supervised
     chunk = min(load.head_chunk_mib * MIB, 4 * size.vocab_size * positions)
-    rows = (size.vocab_size if trains_head(load.trained) else 0) + positions
+    weight_rows = size.vocab_size if trains_head(load.trained) else 0
+    rows = weight_rows + positions
+    if load.head_positions:  # a pass of its own has gradients of its own
+        further = load.micro_batch * load.head_positions
+        rows += weight_rows + further
+        chunk = max(chunk, min(load.head_chunk_mib * MIB, 4 * size.vocab_size * further))
     return 4 * size.hidden_size * rows, HEAD_COPIES * chunk
 
 

@@ -103,6 +103,9 @@ def training_operations(
             gradient_checkpointing=train.gradient_checkpointing,
             weight_gradients=weight_gradient_share(student, config.student.trained_config),
         )
+    if train.losses.needs_teacher_head:  # the heads of both models at the vision positions
+        D, V = student.size.hidden_size, student.size.vocab_size
+        step += (2 + 4 + 2) * D * V * shape["vision"]
     # a pair of answers counts as one sample of the batch
     total = step * steps * train.global_batch_size(1) * (2 if train.in_pairs else 1)
     if train.validation is None or not steps:

@@ -62,12 +62,13 @@ def test_a_configuration_without_student_plans_the_dump_alone(write_config: Writ
     "recipe", sorted(path.stem for path in CONFIGS.glob("*.yaml") if "mtgv/MobileVLM" in path.read_text())
 )
 def test_every_recipe_can_be_planned_before_there_is_anything(recipe: str) -> None:
-    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", "24GiB", "--host-memory", "30GiB",
+    memory = "12GiB" if "rtx3060" in recipe else "24GiB"
+    found = plan(CONFIGS / f"{recipe}.yaml", "--json", *NO_DATA, "--gpu-memory", memory, "--host-memory", "32GB",
                  "--disk", "4TB")  # fmt: skip
     stages = found.get("stages", [found])
     assert [stage.get("stage") for stage in stages] == ([None] if recipe == "layers" else ["pretrain", "finetune"])
     assert found["store_bytes"] == sum(stage["store_bytes"] for stage in stages)
-    assert found["fits"] is ("rtx3090" in recipe), [stage["recommendation"] for stage in stages]
+    assert found["fits"] is ("rtx" in recipe), [stage["recommendation"] for stage in stages]
     for stage in stages:
         assert any("no data was read" in note for note in stage["notes"])
         for step in stage["recommendation"]:

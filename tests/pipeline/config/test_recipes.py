@@ -201,7 +201,7 @@ def test_a_launcher_starts_the_module(name: str, flags: list[str], tmp_path: Pat
     assert asked == ["--nproc", "2", *flags, "alignkd.pipeline.cli", "train", "run.yaml"]
 
 
-@pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3090"])
+@pytest.mark.parametrize("name", ["long", "long-rtx3090", "short", "short-rtx3060", "short-rtx3090"])
 def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
     assert name in recipe_titles()
     path = tmp_path / "recipe.yaml"
@@ -216,42 +216,93 @@ def test_shipped_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
         assert train.learning_rate == batches[train.global_batch]
         assert train.projector_learning_rate == rates[train.global_batch]
         assert (train.warmup_ratio, train.weight_decay, train.epochs, train.preset) == (0.03, 0.0, 1.0, "paper")
-        assert train.optimizer == ("adamw_8bit" if "rtx" in name else "adamw") and not train.gradient_checkpointing
+        of_card = {"rtx3060": "adamw_offload", "rtx3090": "adamw_8bit"}
+        assert train.optimizer == of_card.get(name.rpartition("-")[2], "adamw") and not train.gradient_checkpointing
         for world_size in (1,) if "rtx" in name else (1, 2, 4, 8):
             assert train.accumulation_steps(world_size) >= 1
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("short-rtx3090", 240), ("long-rtx3090", 500)])
-def test_memory_in_a_recipe_is_that_of_its_plan(
-    name: str, tokens: int, in_process: Callable[..., Result], tmp_path: Path
-) -> None:
-    """On the card and on the host, and with other optimisers where the comment names them."""
-    path = tmp_path / "recipe.yaml"
-    path.write_text(recipe_text(name))
-    data = ("--samples", 1_200_000, "--mean-tokens", tokens, "--disk", "9TB", "--host-memory", "32GB")
-    plan = json.loads(in_process("plan", path, "--stage", "pretrain", *data, "--json").stdout)
-    text = " ".join(recipe_text(name).replace("\n#", " ").split())
+Planned = Callable[..., dict[str, Any]]
+GIB = 1 << 30
 
-    def told(pattern: str) -> float:
-        found = re.search(pattern.replace("N", r"([\d.]+) GiB"), text)
+
+@pytest.fixture
+def planned(in_process: Callable[..., Result], tmp_path: Path) -> Planned:
+    """planned("short", 240, token_budget=512): the plan of a recipe's first stage with other settings."""
+
+    def make(name: str, tokens: int, *, card: str = "rtx3090", student: Any = None, **train: Any) -> dict[str, Any]:
+        values = yaml.safe_load(recipe_text(name))
+        values["train"] |= train
+        values["student"] |= student or {}
+        path = tmp_path / "planned.yaml"
+        path.write_text(yaml.safe_dump(values))
+        data = ("--samples", 1_200_000, "--mean-tokens", tokens, "--disk", "9TB", "--host-memory", "32GB")
+        done = in_process("plan", path, "--stage", "pretrain", "--device", card, *data, "--json")
+        assert done.exit_code == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return make
+
+
+class Told:
+    """Figures in the comment of a recipe."""
+
+    def __init__(self, name: str) -> None:
+        self.text = " ".join(recipe_text(name).replace("\n#", " ").split())
+
+    def gib(self, pattern: str) -> Any:
+        """The figure at `N` of a text, as one that another has to equal."""
+        found = re.search(pattern.replace("N", r"([\d.]+) GiB"), self.text)
         assert found is not None, pattern
-        return float(found[1])
+        return pytest.approx(float(found[1]) * GIB, abs=0.06 * GIB)
 
-    assert told("together, at most N") == pytest.approx(plan["student_memory_bytes"] / 2**30, abs=0.06)
-    assert told("The host needs N") == pytest.approx(plan["student_host_bytes"] / 2**30, abs=0.06)
-    assert plan["fits"] and plan["gpu_memory_bytes"] == 24 << 30 and plan["faster"] is None
+
+@pytest.mark.parametrize(("name", "tokens"), [("short-rtx3090", 240), ("long-rtx3090", 500)])
+def test_memory_in_a_recipe_is_that_of_its_plan(name: str, tokens: int, planned: Planned) -> None:
+    """On the card and on the host, and with other optimisers where the comment names them."""
+    plan, told = planned(name, tokens), Told(name)
+    assert plan["student_memory_bytes"] == told.gib("together, at most N")
+    assert plan["student_host_bytes"] == told.gib("The host needs N")
+    assert plan["fits"] and plan["gpu_memory_bytes"] == 24 * GIB and plan["faster"] is None
     others = {
         (row["optimizer"], row["gradient_checkpointing"]): row
         for row in plan["student_memory_table"]
         if row["devices"] == 1
     }
-    told_of_adamw = told("which computes each layer twice: N")
-    assert told_of_adamw == pytest.approx(others["adamw", True]["bytes"] / 2**30, abs=0.06)
+    assert others["adamw", True]["bytes"] == told.gib("which computes each layer twice: N")
     offloaded = others["adamw_offload", True]
-    assert told("adamw_offload with gradient_checkpointing takes N") == pytest.approx(
-        offloaded["bytes"] / 2**30, abs=0.06
+    assert offloaded["bytes"] == told.gib("adamw_offload with gradient_checkpointing takes N")
+    assert offloaded["host_bytes"] == told.gib("and N of the host")
+
+
+def test_memory_in_the_recipe_for_12_gb_is_that_of_its_plan(planned: Planned) -> None:
+    """And of the alternatives that its comment names, for Short and for Long."""
+    name, card = "short-rtx3060", "rtx3060"
+    plan, told = planned(name, 240, card=card), Told(name)
+    assert plan["fits"] and plan["gpu_memory_bytes"] == 12 * GIB and plan["faster"] is None
+    assert plan["student_memory_bytes"] == told.gib("together, at most N")
+    assert plan["student_host_bytes"] == told.gib("The host needs N")
+    assert plan["teacher_memory_bytes"] == told.gib("8 bits, which takes N")
+    eight_bits = planned(name, 240, card=card, optimizer="adamw_8bit")["student_memory_by_part"]
+    state = sum(eight_bits[part] for part in ("weights", "optimiser", "sums of gradients"))
+    assert state == told.gib("adamw_8bit takes N without")
+    lora = planned(name, 240, student={"lora": {"rank": 16}}, token_budget=2048, optimizer="adamw")
+    assert lora["student_memory_bytes"] == told.gib("token_budget: 2048 it takes N")
+    assert lora["student_host_bytes"] == told.gib("and N of the host")
+    for pattern, fits, settings in (
+        ("1024 would take N", False, {"token_budget": 1024}),
+        ("8192 takes N", True, {"token_budget": 8192, "gradient_checkpointing": True}),
+        ("1024 takes N", True, {"token_budget": 1024, "kernels": "liger"}),
+    ):
+        other = planned(name, 240, card=card, **settings)
+        assert other["student_memory_bytes"] == told.gib(pattern) and other["fits"] is fits, settings
+    again = {"optimizer": "adamw_offload", "gradient_checkpointing": True}
+    assert planned("long-rtx3090", 500, **again)["student_memory_bytes"] == told.gib(
+        "gradient_checkpointing is needed: N"
     )
-    assert told("and N of the host") == pytest.approx(offloaded["host_bytes"] / 2**30, abs=0.06)
+    without = {"optimizer": "adamw_offload"}
+    assert not planned("long-rtx3090", 500, card=card, **without)["fits_by"]["student"]
 
 
 @pytest.mark.parametrize("name", sorted(recipe_titles()))
@@ -307,7 +358,7 @@ def test_a_recipe_is_listed_shown_and_copied_once(alignkd_here: Alignkd, tmp_pat
     listed = json.loads(alignkd_here("configs", "--json").stdout)
     assert list(listed) == [
         "bands-rtx3090", "gemma3-12b-to-4b", "layers-rtx3090", "long", "long-rtx3090", "lora-rtx3090",
-        "qwen3-vl-8b-to-2b", "qwen3-vl-8b-to-2b-bands", "short", "short-rtx3090"
+        "qwen3-vl-8b-to-2b", "qwen3-vl-8b-to-2b-bands", "short", "short-rtx3060", "short-rtx3090"
     ]  # fmt: skip
     assert "24 GB" in listed["short-rtx3090"]
     copy = tmp_path / "new" / "my.yaml"

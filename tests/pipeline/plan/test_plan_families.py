@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import family_fixtures
 import numpy as np
 import pytest
 import tiny_data
@@ -76,22 +77,7 @@ ALIVE = chosen(
 MakeRun = Callable[..., RunConfig]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tiny_data.TinyData:
-    return tiny_data.write(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    built: dict[Any, Path] = {}
-
-    def build(name: str, **options: Any) -> Path:
-        key = (name, *sorted(options.items()))
-        if key not in built:
-            built[key] = tiny_families.build(name, tmp_path_factory.mktemp(name) / "checkpoint", **options)
-        return built[key]
-
-    return build
+data, checkpoint = family_fixtures.data, family_fixtures.checkpoint
 
 
 @pytest.fixture

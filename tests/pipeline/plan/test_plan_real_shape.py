@@ -16,5 +16,5 @@ def test_the_plan_is_what_a_step_allocates(
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     import step_memory
 
-    pair, case = step_memory.real_pair(), step_memory.Case("adamw_8bit", samples, length, checkpointing)
-    assert step_memory.counted(pair, case) == pytest.approx(step_memory.planned(pair, case), rel=0.02)
+    pair, case = step_memory.real_pair(), step_memory.TrainingCase("adamw_8bit", samples, length, checkpointing)
+    assert step_memory.counted(pair, case) == pytest.approx(case.planned(pair, "meta").peak, rel=0.02)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import family_fixtures
 import pytest
 import tiny_data
-import tiny_families
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
@@ -26,24 +26,7 @@ TEACHER = {"seed": 3, "hidden_size": 64, "heads": 4}
 STUDENT = {"seed": 4, "hidden_size": 32, "heads": 2}
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tiny_data.TinyData:
-    """Conversations with no, one, two and three images, wide and tall ones, several turns and scripts."""
-    return tiny_data.write(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`checkpoint("qwen3_vl", seed=1)`: the folder of a checkpoint; equal arguments give the same folder."""
-    built: dict[Any, Path] = {}
-
-    def build(name: str, **options: Any) -> Path:
-        key = (name, *sorted(options.items()))
-        if key not in built:
-            built[key] = tiny_families.build(name, tmp_path_factory.mktemp(name) / "checkpoint", **options)
-        return built[key]
-
-    return build
+data, checkpoint = family_fixtures.data, family_fixtures.checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+from anonymous_memory import PEAK_DURING
 from live_bytes import LiveBytes
 from prepared_processes import PreparedProcesses
 
@@ -17,36 +18,16 @@ from alignkd.vlm.inputs.labels import IGNORE_LABEL
 from alignkd.vlm.inputs.position_map import spliced_position_map
 
 LENGTH = 4096
-# Anonymous memory only: pages of the mapped weight files belong to the page cache and go when they are needed.
-CHILD = """
-import ctypes, gc, json, sys, threading, torch
-from pathlib import Path
+CHILD = (
+    PEAK_DURING
+    + """
+import json, sys, torch
 from alignkd.vlm.families.huggingface.checkpoint import HuggingFaceCheckpoint
 from alignkd.vlm.families.huggingface.model.weights import loading
 torch.set_num_threads(1)
 folder, out = map(Path, sys.argv[1:])
 checkpoint = HuggingFaceCheckpoint(folder, folder)
 config = checkpoint.config
-
-def anonymous():
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
-
-def peak_during(action):
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be reused unseen
-    before = highest = anonymous()
-    done = threading.Event()
-    def watch():
-        nonlocal highest
-        while not done.wait(0.002):
-            highest = max(highest, anonymous())
-    thread = threading.Thread(target=watch)
-    thread.start()
-    result = action()
-    done.set()
-    thread.join()
-    return max(highest, anonymous()) - before, result
 
 def num_bytes(model):
     return sum(parameter.nbytes for parameter in model.parameters())
@@ -64,6 +45,7 @@ for name, dtype in ("bfloat16", torch.bfloat16), ("float32", torch.float32):
     del model
 print(json.dumps(peaks))
 """
+)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
@@ -74,7 +56,7 @@ def test_weights_are_held_once(tmp_path: Path, prepared: PreparedProcesses, pati
     child = prepared.start("-c", CHILD, folder, tmp_path / "out")
     output, errors = child.communicate(patience)
     assert child.returncode == 0, errors
-    peaks = json.loads(output)
+    peaks = json.loads(output.splitlines()[-1])
     assert peaks["bfloat16"] < 1.25 and peaks["float32"] < 1.25, peaks
     assert peaks["save"] < 1.1, peaks
     assert peaks["head"] < 1.5, peaks  # the matrix, and what importing more of transformers takes

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from anonymous_memory import PEAK_DURING
 from prepared_processes import PreparedProcesses
 
 from alignkd.vlm.families.mobilevlm.model.config import load_config
@@ -13,35 +14,15 @@ from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.writer import write_weights
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
-# Anonymous memory only: pages of the mapped weight files belong to the page cache and go when they are needed.
-CHILD = """
-import ctypes, gc, json, sys, threading, torch
-from pathlib import Path
+CHILD = (
+    PEAK_DURING
+    + """
+import json, sys, torch
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model
 from alignkd.vlm.families.mobilevlm.weights.saving import save_model
 from alignkd.vlm.weights.files import read_weights
 torch.set_num_threads(1)
 folder, clip, out = map(Path, sys.argv[1:])
-
-def anonymous():
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024
-
-def peak_during(action):
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be reused unseen
-    before = highest = anonymous()
-    done = threading.Event()
-    def watch():
-        nonlocal highest
-        while not done.wait(0.002):
-            highest = max(highest, anonymous())
-    thread = threading.Thread(target=watch)
-    thread.start()
-    result = action()
-    done.set()
-    thread.join()
-    return (max(highest, anonymous()) - before) / num_bytes(result), result
 
 def num_bytes(weights):
     return sum(tensor.nbytes for tensor in (weights if isinstance(weights, dict) else weights.state_dict()).values())
@@ -53,14 +34,19 @@ def all_at_once():
     weights = read_weights(folder)
     return {key: tensor.float() for key, tensor in weights.items()}
 
-peaks = {"float32": peak_during(lambda: load(torch.float32))[0], "all at once": peak_during(all_at_once)[0]}
+def share_of(action):
+    peak, result = peak_during(action)
+    return peak / num_bytes(result), result
+
+peaks = {"float32": share_of(lambda: load(torch.float32))[0], "all at once": share_of(all_at_once)[0]}
 # Any device but the CPU: the meta device takes tensors away from the host as a GPU does.
 elsewhere = lambda: load_model(folder, vision_config=clip, dtype=torch.bfloat16, device="meta")
-peaks["elsewhere"] = peak_during(elsewhere)[0]
-peaks["float16"], model = peak_during(lambda: load(torch.float16))
-peaks["save"], _ = peak_during(lambda: save_model(model, out, tokenizer_from=folder) or model)
+peaks["elsewhere"] = share_of(elsewhere)[0]
+peaks["float16"], model = share_of(lambda: load(torch.float16))
+peaks["save"], _ = share_of(lambda: save_model(model, out, tokenizer_from=folder) or model)
 print(json.dumps(peaks))
 """
+)
 
 
 def num_bytes(weights: dict[str, torch.Tensor]) -> int:

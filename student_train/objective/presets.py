@@ -125,7 +125,7 @@ METHODS: Mapping[str, MethodPreset] = {
         differs=(
             "A removed vision token becomes the token of a neutral image, and one of the two second passes is drawn in "
             "each step. All samples are taken; the paper takes the half on which the teacher changes most, for which "
-            "`alignkd shards select` chooses samples."
+            "`alignkd shards select --by visual-advantage` chooses samples."
         ),
     ),
 }

@@ -1,5 +1,5 @@
-"""What a training needs of the machine, apart from memory: `alignkd run` asks it before the teacher runs, which may take
-days. The training itself refuses the same, each where it is used.
+"""What a training needs of the machine, apart from memory: `alignkd run` asks it before the teacher runs, which may be
+for days. The training itself refuses the same, each where it is used.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Chooses the settings of the demo's rows on handwriting of the pool `development`.
 
     python benchmarks/demo_selection.py --out demo-selection [--rows supervised,align_kd] [--at-once 2]
+    python benchmarks/demo_selection.py --rows objectives    the rows of published methods
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
     python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
@@ -21,6 +22,7 @@ import click
 from demo_rows.document_marks import write_between_marks
 from demo_rows.grids import GRIDS
 from demo_rows.json_lines_log import Entry, versions
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
 from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 
 from alignkd.pipeline.console.errors import clean_errors
@@ -73,8 +75,9 @@ def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_t
 
 
 def wanted_rows(rows: str) -> list[str]:
-    """The names in the option `--rows`."""
-    names = [name for name in rows.split(",") if name]
+    """The names in the option `--rows`; `objectives` are all published methods."""
+    given = [name for name in rows.split(",") if name]
+    names = [name for one in given for name in (OBJECTIVE_GRIDS if one == "objectives" else [one])]
     if unknown := [name for name in names if name not in GRIDS]:
         raise InputError(f"--rows: {', '.join(unknown)} is not among {', '.join(GRIDS)}; choose some of these")
     return names
@@ -167,7 +170,7 @@ def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
             if not (numbers := [value for value in values if value is not None]):
                 continue
-            average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""
+            average = f"{100 * mean(numbers):.1f}" if len(numbers) == GRIDS[row].seeds else ""
             name = f"**{setting.name}**" if best is not None and best[0] == setting else setting.name
             cells.append([row, name, *("" if value is None else f"{100 * value:.1f}" for value in values), average])
     return markdown_table(cells)

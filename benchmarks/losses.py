@@ -1,6 +1,8 @@
 """Cross-entropy and logit loss fused with the output head, against full logits: time and peak memory.
 
-    python benchmarks/losses.py [--positions 512 --positions 4096] [--kind hidden] [--rounds 3] [--markdown]
+    python benchmarks/losses.py [--positions 512 --positions 4096] [--kind hidden] [--divergence all] [--rounds 3]
+
+`--divergence all` measures every divergence that accepts the kind; `topk` with the settings that it needs.
 
 The peak is the memory that torch allocates between the student's states and their gradients, in addition to states,
 heads and stored targets: on CUDA the allocator's own figure, on a CPU the sum of all living storages, counted by a
@@ -10,7 +12,7 @@ dispatch mode. Both ways are measured in turn in one run.
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +24,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.logits.divergences import MIXED, PLAIN, named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
+from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.losses.position_groups import chunks_of_groups, groups_in, position_groups
 from alignkd.student_train.losses.supervised import supervised_loss
+from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES
+from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.families.family import Head
 
 TOP_K = 64
+# Supervised positions of a sample: what divergences that compare positions are given.
+OF_SAMPLE = 128
+# Settings without which a divergence refuses `topk`.
+FOR_TOPK: dict[str, dict[str, Any]] = {
+    "bild": {"bild": {"lead": "teacher"}},
+    "sinkhorn": {"sinkhorn": {"temperature": 1.0}},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,7 @@ class Work:
     labels_N: Tensor
     fused_term: HeadTerm
     plain_term: Callable[[Tensor], Tensor]
+    groups: tuple[int, ...]
     chunk_bytes: int
 
     def fused(self) -> None:
@@ -47,7 +60,7 @@ class Work:
         terms: list[HeadTerm] = [lambda x, part: supervised_loss(x, self.labels_N[part]).parts, self.fused_term]
         weighted = [WeightedTerm(term=term, weight=1.0) for term in terms]
         head = Head(weight_VD=self.head_VD)
-        losses = fused_head_losses(self.hidden_ND, head, weighted, chunk_bytes=self.chunk_bytes)
+        losses = fused_head_losses(self.hidden_ND, head, weighted, chunk_bytes=self.chunk_bytes, groups=self.groups)
         self._backward(torch.stack([loss.total for loss in losses]).sum())
 
     def plain(self) -> None:
@@ -62,7 +75,9 @@ class Work:
 @click.command()
 @click.option("--positions", type=int, multiple=True, default=(512, 1024, 2048, 4096), show_default=True, help="N.")
 @click.option("--kind", type=click.Choice(["hidden", "topk"]), multiple=True, default=("hidden", "topk"))
-@click.option("--divergence", type=click.Choice([*PLAIN, *MIXED]), default="reverse_kl", show_default=True)
+@click.option(
+    "--divergence", type=click.Choice(["all", *DIVERGENCES]), multiple=True, default=("reverse_kl",), show_default=True
+)
 @click.option("--vocabulary", default=32000, show_default=True, help="V.")
 @click.option("--hidden-size", default=2048, show_default=True, help="D, of student and teacher.")
 @click.option("--chunk-mib", default=64, show_default=True, help="losses.head_chunk_mib.")
@@ -72,7 +87,7 @@ class Work:
 def main(
     positions: tuple[int, ...],
     kind: tuple[str, ...],
-    divergence: Any,
+    divergence: tuple[str, ...],
     vocabulary: int,
     hidden_size: int,
     chunk_mib: int,
@@ -85,21 +100,33 @@ def main(
     Example: python benchmarks/losses.py --positions 512 --kind topk --rounds 1
     """
     print(f"{' '.join(['python benchmarks/losses.py', *sys.argv[1:]])}\n\n{machine()}\n", flush=True)
-    names = ("kind", "N", "plain s", "fused s", "ratio", "plain MiB", "fused MiB", "ratio")
+    names = ("divergence", "kind", "N", "plain s", "fused s", "ratio", "plain MiB", "fused MiB", "ratio")
     print(_line(names, markdown) + ("\n" + _line(["---"] * len(names), markdown) if markdown else ""), flush=True)
-    for name in kind:
+    for losses, name in _chosen([*DIVERGENCES] if "all" in divergence else divergence, kind):
         for num in positions:
-            work = _work(name, num, vocabulary, hidden_size, divergence, getattr(torch, dtype), chunk_mib << 20)
+            work = _work(name, num, vocabulary, hidden_size, losses, getattr(torch, dtype), chunk_mib << 20)
             plain, fused = (_peak_mib(way) for way in (work.plain, work.fused))
             times = [(_seconds(work.plain), _seconds(work.fused)) for _ in range(rounds)]
             plain_s, fused_s = (statistics.median(column) for column in zip(*times, strict=True))
-            cells = [name, num, f"{plain_s:.2f}", f"{fused_s:.2f}", f"{fused_s / plain_s:.2f}"]
+            cells = [losses.logit_divergence, name, num, f"{plain_s:.2f}", f"{fused_s:.2f}", f"{fused_s / plain_s:.2f}"]
             cells += [f"{plain:.0f}", f"{fused:.0f}", f"{fused / plain:.2f}"]
             print(_line(cells, markdown), flush=True)
 
 
+def _chosen(divergences: Sequence[str], kinds: Sequence[str]) -> list[tuple[LossConfig, str]]:
+    """The divergences with their settings, and the kinds of stored logits that accept them."""
+    found = []
+    for kind in kinds:
+        for name in divergences:
+            settings: Any = FOR_TOPK.get(name, {}) if kind == "topk" else {}
+            losses = LossConfig(**{"logit_divergence": name, **settings})
+            if not losses.problems_with(kind, "the benchmark"):
+                found.append((losses, kind))
+    return found
+
+
 def _work(
-    kind: str, num: int, vocabulary: int, width: int, divergence: Any, dtype: torch.dtype, chunk_bytes: int
+    kind: str, num: int, vocabulary: int, width: int, losses: LossConfig, dtype: torch.dtype, chunk_bytes: int
 ) -> Work:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
@@ -109,36 +136,49 @@ def _work(
 
     hidden_ND, states_ND = normal(num, width), normal(num, width)
     head_VD, teacher_VD = (normal(vocabulary, width) * width**-0.5 for _ in range(2))
-    settings: Any = {"divergence": named_divergence(divergence)}
+    labels_N = torch.randint(vocabulary, (num,), generator=generator, device=device)
+    divergence = losses.divergence
+    groups: tuple[int, ...] = ()
+    if divergence.group_positions is not None:
+        samples = [OF_SAMPLE] * (num // OF_SAMPLE) + [num % OF_SAMPLE]
+        groups = position_groups(samples, divergence.group_positions)
     sparse = _truncated(states_ND, teacher_VD) if kind == "topk" else None
+
+    def loss_of(logits_nV: Tensor, teacher: Tensor | TruncatedDistribution, part: slice) -> LossSum:
+        own = groups_in(groups, part) if groups else ()
+        return logit_loss(logits_nV, teacher, divergence=divergence, labels_N=labels_N[part], groups=own)
 
     def fused_term(logits_nV: Tensor, part: slice) -> Tensor:
         teacher = teacher_logits(states_ND[part], Head(weight_VD=teacher_VD)) if sparse is None else sparse[part]
-        return logit_loss(logits_nV, teacher, **settings).parts
+        return loss_of(logits_nV, teacher, part).parts
 
     def plain_term(logits_NV: Tensor) -> Tensor:
-        if sparse is None:
-            return _hidden_loss(logits_NV, states_ND, teacher_VD, settings)
-        return logit_loss(logits_NV, sparse, **settings).total
+        if sparse is not None:
+            return loss_of(logits_NV, sparse, slice(0, num)).total
+        parts = chunks_of_groups(groups or [1] * num, 256)
+        return _hidden_loss(logits_NV, states_ND, teacher_VD, parts, loss_of)
 
     return Work(
         hidden_ND=hidden_ND.requires_grad_(),
         head_VD=head_VD.requires_grad_(),
-        labels_N=torch.randint(vocabulary, (num,), generator=generator, device=device),
+        labels_N=labels_N,
         fused_term=fused_term,
         plain_term=plain_term,
+        groups=groups,
         chunk_bytes=chunk_bytes,
     )
 
 
-def _hidden_loss(logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, settings: Any) -> Tensor:
+def _hidden_loss(
+    logits_NV: Tensor, states_ND: Tensor, head_VD: Tensor, chunks: Sequence[slice], loss_of: Callable[..., LossSum]
+) -> Tensor:
     """Compute the teacher's logits in chunks, and again for the backward pass: only the student's are kept."""
 
-    def part(logits_nV: Tensor, states_nD: Tensor) -> Tensor:
-        return logit_loss(logits_nV, teacher_logits(states_nD, Head(weight_VD=head_VD)), **settings).total
+    def part(logits_nV: Tensor, states_nD: Tensor, chunk: slice) -> Tensor:
+        return loss_of(logits_nV, teacher_logits(states_nD, Head(weight_VD=head_VD)), chunk).total
 
-    chunks = zip(logits_NV.split(256), states_ND.split(256), strict=True)
-    return torch.stack([checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    losses = [checkpoint(part, logits_NV[own], states_ND[own], own, use_reentrant=False) for own in chunks]
+    return torch.stack(losses).sum()
 
 
 def _truncated(states_ND: Tensor, head_VD: Tensor) -> TruncatedDistribution:
@@ -173,7 +213,8 @@ def _peak_mib(work: Callable[[], None]) -> float:
 
 
 def _line(cells: Any, markdown: bool) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |" if markdown else "".join(f"{cell!s:>11}" for cell in cells)
+    first, *others = map(str, cells)
+    return f"| {' | '.join([first, *others])} |" if markdown else f"{first:>18}" + "".join(f"{x:>11}" for x in others)
 
 
 if __name__ == "__main__":

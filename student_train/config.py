@@ -9,11 +9,12 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.data.division import MicroBatchLimit
+from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.student_train.objective.presets import preset_losses, preset_train
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
-from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
 from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
@@ -117,15 +118,19 @@ class TrainConfig(Settings):
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
         adapter_init: initial values of fresh adapters: `pytorch` as in the reference code; `mean_of_heads` starts each
             student head at the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
-        preset: default values of `losses`; explicit keys of `losses` override them.
+        preset: default values of `losses`; explicit keys of `losses` override them. `paper` is Align-KD; `supervised`
+            trains without a teacher; the others are the objectives of docs/objectives.md with their authors' defaults.
         losses: weight of each term, and settings of the logit loss.
         profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
         targets: source of each target.
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
+        centres: the teacher's class means, a file written by `alignkd shards centres`; the loss `nd` needs it.
         log_every: optimiser steps between lines of progress.
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
+        domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
+            settings; None: the weights of stores and data sets, which stay.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
         extend: go on from the last state of an earlier run; `steps` or `epochs` count from the beginning of that run.
         keep_each_epoch: write a checkpoint at the end of each pass over the store, and keep it beside the
@@ -162,10 +167,12 @@ class TrainConfig(Settings):
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
     stem: UserPath | None = None
+    centres: UserPath | None = None
     log_every: Count = 10
     tensorboard: bool = True
     data_workers: CountFromZero = 0
 
+    domain_weights: DomainWeights | None = None
     validation: ValidationConfig | None = None
     extend: ExtendConfig | None = None
     keep_each_epoch: bool = False
@@ -187,7 +194,8 @@ class TrainConfig(Settings):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
-        return {**values, "losses": _over(preset_weights(values["preset"]), values.get("losses"))}
+        preset: Preset = values["preset"]
+        return {**preset_train(preset), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod
@@ -235,6 +243,21 @@ class TrainConfig(Settings):
                 "losses.attention_form is 'kl', but losses.attention_heads 'adapter' makes of the teacher's attention "
                 "what is no distribution; set attention_heads to 'grouped' or 'mean', or keep adapters that are means "
                 "(adapter_learning_rate: 0 and adapter_init: grouped_heads)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _centres_are_given(self) -> Self:
+        weight = self.losses.weights.get("nd")
+        if weight is not None and self.centres is None:
+            raise ValueError(
+                f"losses.nd is {weight}, but centres is not given; write the teacher's class means by `alignkd shards "
+                "centres STORE --out FILE` from a store with logits 'hidden', and set centres to that file"
+            )
+        if weight is None and self.centres is not None:
+            raise ValueError(
+                f"centres is {self.centres}, but losses.nd is 0, so it is not used; leave centres out or set losses.nd "
+                "above 0"
             )
         return self
 

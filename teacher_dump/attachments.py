@@ -11,8 +11,8 @@ from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, head_bytes
 
 
 def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
-    """Name -> content: files that show tokens as text; the output head where logits are stored as hidden states;
-    the teacher's stem where it replaces stored targets, or where the configuration sets its depth.
+    """Name -> content: files that show tokens as text; the output head where hidden states stand for logits; the
+    teacher's stem where it replaces stored targets, or where the configuration sets its depth.
 
     They come from the checkpoint's files, in the teacher's dtype, so a finished store is recognised without loading
     the teacher.
@@ -21,7 +21,7 @@ def make_attachments(job: DumpJob, teacher: Checkpoint) -> dict[str, bytes]:
         InputError: a tensor is missing, a file cannot be read, or there is no stem of this depth.
     """
     attachments = dict(teacher.attachments())
-    if job.store.logits.kind == "hidden":
+    if job.store.needs_head:
         attachments[LM_HEAD_FILE] = head_bytes(teacher.lm_head(job.teacher.torch_dtype))
     depth = job.store.stem_depth(teacher.config)
     if depth is not None:

@@ -12,6 +12,7 @@ from alignkd.storage.files.location import check_location
 from alignkd.storage.places import load_manifest
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.sequence import has_sequence_logprob
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments, remarks_on_stem
 from alignkd.teacher_dump.bucketing import least_work_buckets
@@ -74,7 +75,7 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     attachments = make_attachments(job, teacher)
     data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
     data = data or whole_list(samples, job.data)
-    manifest = make_manifest(job, teacher, preparation, data, attachments)
+    manifest = make_manifest(job, teacher, preparation, data, attachments, stored)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and stored is None:
         model = load_teacher(job, teacher)
@@ -120,7 +121,13 @@ class _Run:
     def write(self, model: VisionLanguageModel, shards: Iterable[int]) -> None:
         """Write the shards, each completely or not at all."""
         job = self.job
-        capture = Capture(model, job.store, num_tokens=self.store.manifest.shapes.num_tokens)
+        manifest = self.store.manifest
+        capture = Capture(
+            model,
+            job.store,
+            num_tokens=manifest.shapes.num_tokens,
+            sequence_logprob=has_sequence_logprob(manifest),
+        )
         with (
             self._threads() as threads,
             ShardThread(job.store, self.samples.where, self._note) as writer,

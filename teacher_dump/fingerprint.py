@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 
 from alignkd.storage.schema.manifest import Manifest, Shapes
+from alignkd.storage.schema.targets.sequence import SEQUENCE_TARGET, has_sequence_logprob
 from alignkd.teacher_dump.data_parts import DataParts
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.settings.store import StoreConfig
@@ -26,8 +27,12 @@ def make_manifest(
     preparation: Preparation,
     data: DataParts,
     attachments: Mapping[str, bytes],
+    stored: Manifest | None = None,
 ) -> Manifest:
-    """The manifest of the store that `job` writes."""
+    """The manifest of the store that `job` writes; one that exists (`stored`) is continued with what it has.
+
+    A store of an earlier version without `sequence_logprob` stays without it.
+    """
     config = teacher.config
     manifest = manifest_of(
         job.teacher,
@@ -45,7 +50,10 @@ def make_manifest(
         num_tokens=min(preparation.num_tokens, config.vocab_size) if config.pads_vocabulary else None,
         created_with={"torch": torch.__version__, "transformers": version("transformers")},
     )
-    return manifest.changed(**data.fields)
+    more = manifest.more
+    if stored is not None and not has_sequence_logprob(stored):
+        more = tuple(target for target in more if target != SEQUENCE_TARGET)
+    return manifest.changed(**data.fields, more=more)
 
 
 def manifest_of(
@@ -86,7 +94,7 @@ def manifest_of(
             attention_layer=config.attention_layer,
         ),
         codecs=store.codecs(),
-        more=store.further_targets(config),
+        more=(*store.further_targets(config), SEQUENCE_TARGET),
         backend=store.backend,
         inputs=store.inputs or "reference",
         attachments=dict(attachments),

@@ -86,7 +86,11 @@ class Pair:
         supervised_N = sequences.supervised_mask_BL.flatten().nonzero()[:, 0]
         targets = {} if preset == "supervised" else self._targets(samples, queries, len(supervised_N), made)
         return TrainBatch(
-            sequences=sequences, supervised_N=supervised_N, labels_N=sequences.supervised_labels_N, **targets
+            sequences=sequences,
+            supervised_N=supervised_N,
+            labels_N=sequences.supervised_labels_N,
+            positions_of_sample=tuple(sequences.supervised_mask_BL.sum(1).tolist()),
+            **targets,
         )
 
     def _targets(self, samples: int, queries: int, positions: int, made: "_Random") -> dict[str, Any]:

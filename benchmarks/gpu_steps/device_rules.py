@@ -22,7 +22,7 @@ from gpu_steps.check import Check
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CODECS = sorted(
-    {name for target in ("attention", "vision_top", "vision_all", "hidden") for name in codec_names(target)}
+    {name for target in ("attention", "vision_top", "vision_all", "hidden", "unit") for name in codec_names(target)}
 )
 # relative to the formulas in float64
 LOSS_BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}

@@ -19,10 +19,14 @@ from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.problems import problem_of
 from alignkd.pipeline.config.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
-from alignkd.storage.codecs.settings import STEM
+from alignkd.storage.codecs.settings import NONE, STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM
+from alignkd.storage.schema.targets.affinity import AFFINITY
+from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.term import Target
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.target_source import target_source
 from alignkd.student_train.trained.settings import LoraSettings, TrainedConfig, TrainedKey, problem_of_keys
@@ -195,6 +199,17 @@ class DataAndTeacher(Settings):
         return self.data[0].max_tokens
 
 
+# the key that stores the target of a term on states
+_STORED_BY = {
+    "relation": "store.vision_relations",
+    "visual_logit": "store.vision_states",
+    "nd": "store.state_norms",
+    "vsd": "store.vision_states",
+    "vlad": "store.vision_text_affinity",
+    "vision_matching": "store.vision_states",
+}
+
+
 class RunConfig(DataAndTeacher):
     """All sections of a configuration file; each command needs only some of them (`SECTIONS_OF`)."""
 
@@ -221,17 +236,21 @@ class RunConfig(DataAndTeacher):
         if self.train is None or isinstance(self.store, ListedStores):
             return self  # what listed stores keep is in their manifests alone
         losses, targets = self.train.losses, self.train.targets
-        weighed = losses.needed_targets
+        weighed = targets_by_term(losses, self.store)
         problems = []
-        if missing := [term for term, key in weighed.items() if self._is_missing(key)]:
+        if missing := [term for term, key in weighed.items() if self._is_missing(term, key)]:
+            keys = [self._keys_of(term) for term in missing if term in _STORED_BY]
+            named = ", ".join(keys)
+            # a matching has no weight
+            missing = [term if term in losses.weights else f"{term} {getattr(losses, term)}" for term in missing]
             problems.append(
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
-                "store the target or set the weight to 0"
+                f"store the target{f' ({named})' if keys else ''} or set the weight to 0"
             )
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
-            if key != "logits" and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
+            if key in STEM_TARGETS and self.store.codec_of(key) == "stem" and getattr(targets, key) == "stored"
         ]
         # without a teacher section, only the configuration that dumped the store may contain its kind of logits
         if self.teacher is not None or "logits" in self.store.model_fields_set:
@@ -241,20 +260,65 @@ class RunConfig(DataAndTeacher):
             compared = [term for term, key in weighed.items() if key == "counterfactual"]
             found = [losses.problem_of_counterfactual(term, removed) for term in compared]
             problems += [f"train.{problem}" for problem in found if problem is not None]
+            if losses.logit_groups is not None and removed is None:
+                problems.append(
+                    f"train.losses.logit_groups is {losses.logit_groups!r}, but the teacher's counterfactual pass is "
+                    "not stored; leave it out or set store.counterfactual"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def _is_missing(self, key: str) -> bool:
+    @model_validator(mode="after")
+    def _domains_can_be_weighed(self) -> Self:
+        """Check before the teacher runs that there are several domains, and that nothing else sets their weights."""
+        if self.train is None or self.train.domain_weights is None:
+            return self
+        method = self.train.domain_weights.method
+        given = [f"data.{number}.weight is {one.weight:g}" for number, one in enumerate(self.data) if one.weight != 1.0]
+        if isinstance(self.store, ListedStores):
+            weighted = (store.path for store in self.store.stores if store.weight != 1.0 or store.share is not None)
+            given += [f"store {path} has a weight or share" for path in weighted]
+        elif self.teacher is not None and len(self.data) == 1:
+            raise ValueError(
+                f"train.domain_weights is {method!r}, but there is one data set, so one domain; give several data "
+                "sets, or leave it out"
+            )
+        if given:
+            raise ValueError(
+                f"train.domain_weights is {method!r}, which sets the weights of all domains, but {given[0]}; remove "
+                "one of them"
+            )
+        return self
+
+    def _is_missing(self, term: str, key: str) -> bool:
         """Whether a target is neither stored nor computed from the teacher's stem."""
         assert self.train is not None
+        if term == "nd":
+            is_kept = key == STATE_NORMS or self.store.logits.kind == "hidden"
+            return self._is_of_dump("state_norms", "logits") and not is_kept
         if key == "logits":
             return self.store.logits.kind == "none"
         if key == "counterfactual":
             return False  # `LossConfig.problem_of_counterfactual`
+        if key in (VISION_STATES, AFFINITY):
+            return self._is_of_dump(key) and getattr(self.store, key) == NONE
+        if key == "vision_relations":
+            stored = self.store.vision_relations != NONE and self.store.relations_of == self.train.losses.relations_of
+            return self._is_of_dump("vision_relations", "relations_of") and not stored
         codec, chosen = self.store.codec_of(key), getattr(self.train.targets, key)
         # a codec `stem` with targets `stored` is a problem of its own
         return codec != STEM and target_source(codec, chosen, has_stem=self.train.stem is not None) is None
+
+    def _keys_of(self, term: str) -> str:
+        """The settings that store the target of a term on states."""
+        assert self.train is not None
+        of = self.train.losses.relations_of
+        return f"{_STORED_BY[term]}{f' and store.relations_of {of}' if term == 'relation' else ''}"
+
+    def _is_of_dump(self, *keys: str) -> bool:
+        """Whether this configuration dumps the store: without a teacher section, only that one may have these keys."""
+        return self.teacher is not None or bool(self.store.model_fields_set & {*keys})
 
     def _named_data(self) -> list[tuple[str, DataConfig]]:
         """The data sets by their names, which are those of the sources in a store."""
@@ -295,6 +359,12 @@ class RunConfig(DataAndTeacher):
             train=self.train,
             configuration=self.model_dump(mode="json"),
         )
+
+
+def targets_by_term(losses: LossConfig, store: StoreConfig) -> dict[str, Target]:
+    """The target that each term with a weight takes from a store of these settings, by term."""
+    relations = None if store.vision_relations == NONE else store.relations_of
+    return losses.targets_in(relations=relations, norms=store.state_norms != NONE)
 
 
 def load_run_config(path: Path, command: Command) -> RunConfig:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
-from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.run_config import RunConfig, targets_by_term
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
@@ -25,7 +25,7 @@ def takes_from_stem(config: RunConfig) -> bool:
 
 def targets_from_stem(train: TrainConfig, store: StoreConfig) -> frozenset[str]:
     """The targets, each of a loss with a weight, that training takes from the stem."""
-    weighed, has_stem = {*train.losses.needed_targets.values()}, train.stem is not None
+    weighed, has_stem = {*targets_by_term(train.losses, store).values()}, train.stem is not None
     return frozenset(
         key
         for key in weighed & set(STEM_TARGETS)

@@ -6,6 +6,7 @@ from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import available_layers, targets_from_stem
 from alignkd.student_train.objective.attention.layer_map import layer_pairs
+from alignkd.student_train.objective.settings import MATCHED
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
@@ -38,6 +39,7 @@ class Pair:
     Attributes:
         compared: the properties that decide.
         losses: terms of the objective that the pair allows; empty if it fits not at all.
+        matched_losses: further terms that it allows with `losses.vision_matching: hungarian`.
         columns: entries of the vocabulary that the logit loss compares.
         stem: whether the student can take attention and vision targets from the teacher's stem; None if unknown.
         stem_reason: why, as a phrase.
@@ -48,6 +50,7 @@ class Pair:
     student: str
     compared: tuple[Compared, ...]
     losses: tuple[str, ...]
+    matched_losses: tuple[str, ...]
     columns: int
     stem: bool | None
     stem_reason: str
@@ -87,16 +90,20 @@ def compare(teacher: Checkpoint, student: Checkpoint) -> Pair:
     is_possible = all(item.equal for item in compared if item.needed_for == "all losses")
     has_positions = all(item.equal for item in images)
     losses = tuple(name for name, term in TERMS.items() if has_positions or not term.positional) if is_possible else ()
+    # unequal numbers of vision tokens are matched if they are the same for every image
+    known = None not in (theirs.vision_tokens, own.vision_tokens) and images[1].equal
+    matched = MATCHED if is_possible and not has_positions and known else ()
     stem, reason = _stem(teacher, student) if is_possible and has_positions else (False, "the pair does not allow it")
     return Pair(
         teacher=str(teacher.name),
         student=str(student.name),
         compared=compared,
         losses=losses,
+        matched_losses=matched,
         columns=min(theirs.num_tokens, teacher.config.vocab_size) if is_possible else 0,
         stem=stem,
         stem_reason=reason,
-        verdict=_verdict(compared, is_possible, has_positions),
+        verdict=_verdict(compared, is_possible, has_positions, matched),
     )
 
 
@@ -113,7 +120,8 @@ def check_pair(config: RunConfig) -> None:
         for section in (config.teacher, config.student)
     )
     pair = compare(teacher, student)
-    if not config.train.losses.weights.keys() <= set(pair.losses):
+    matched = pair.matched_losses if config.train.losses.vision_matching == "hungarian" else ()
+    if not config.train.losses.weights.keys() <= {*pair.losses, *matched}:
         raise InputError(
             f"student {student.name}, teacher {teacher.name}: {pair.verdict} (`alignkd models --pair TEACHER STUDENT` "
             "shows both values)"
@@ -155,14 +163,16 @@ def _compared(name: str, teacher: Preparation, student: Preparation, needed_for:
     )
 
 
-def _verdict(compared: tuple[Compared, ...], is_possible: bool, has_positions: bool) -> str:
+def _verdict(compared: tuple[Compared, ...], is_possible: bool, has_positions: bool, matched: tuple[str, ...]) -> str:
     if not is_possible:
         names = ", ".join(item.name for item in compared if not item.equal and item.needed_for == "all losses")
         return f"the pair does not fit: {names} differ; take a student of the teacher's family and generation"
     if not has_positions:
         names = ", ".join(name for name, term in TERMS.items() if term.positional)
+        but = f"; {' and '.join(matched)} need losses.vision_matching hungarian alone" if matched else ""
         return (
             f"supervised and logit losses only: set losses.{names} to 0, or take a student with the same image tokens"
+            f"{but}"
         )
     return "all losses"
 

@@ -25,6 +25,7 @@ from alignkd.storage.codecs.settings import (
 )
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.attention import attention_targets, with_codec
+from alignkd.storage.schema.targets.vision import VISION_STATES, keeps
 from alignkd.teacher_dump.fingerprint import manifest_of
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
@@ -171,7 +172,7 @@ def _tokenizer_files(model: PlannedModel, builder: Preparation | None) -> dict[s
 
 def attachments_of(files: Mapping[str, int], manifest: Manifest) -> dict[str, int]:
     """Those of `files` (name -> bytes) that a store with these targets contains."""
-    has_head = manifest.codecs.logits.kind == "hidden"
+    has_head = manifest.codecs.logits.kind == "hidden" or keeps(manifest, VISION_STATES)
     return {name: size for name, size in files.items() if has_head or name != LM_HEAD_FILE}
 
 

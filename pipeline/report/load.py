@@ -11,9 +11,11 @@ from typing import Any
 from alignkd.storage import StoreError
 from alignkd.student_train.output import (
     BY_SOURCE,
+    DOMAIN_WEIGHT,
     FINISHED,
     KIND_PREFIX,
     METRICS,
+    MOVED,
     VALIDATION,
     loss_names,
     read_configuration,
@@ -38,7 +40,8 @@ class Run:
         samples_seen: samples consumed.
         samples_by_kind: samples consumed by kind.
         by_source: for each source of a run with several: `samples` consumed, and the mean of `loss` and of each term
-            over its samples in the last `window` steps that have the term.
+            over its samples in the last `window` steps that have the term; where weights of domains follow the student
+            also its mean `weight` over all steps.
         skipped: steps whose loss or gradient was not finite.
         window: number of steps in a mean of losses.
         final: mean of each loss over the last `window` steps that have it.
@@ -46,6 +49,7 @@ class Run:
             them.
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
+        moved: for each figure that an objective moves (`output.MOVED`), (step, value) of the steps.
         validation: for each loss, (step, value) of the validations that have it; empty for a run without validation.
         best_step: step of the best validation; None if there is none.
     """
@@ -67,6 +71,7 @@ class Run:
     wait_share: float | None
     peak_memory_mib: float | None
     curves: dict[str, list[tuple[int, float]]]
+    moved: dict[str, list[tuple[int, float]]]
     validation: dict[str, list[tuple[int, float]]]
     best_step: int | None
 
@@ -115,6 +120,11 @@ def report_json(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def losses_of(runs: Sequence[Run]) -> list[str]:
     """The losses that any of the runs has, in the order of their metrics files."""
     return [*dict.fromkeys(name for run in runs for name in (*run.curves, *run.validation))]
+
+
+def moved_figures_of(runs: Sequence[Run]) -> list[str]:
+    """The figures that an objective of any of the runs moves."""
+    return [name for name in MOVED if any(name in run.moved for run in runs)]
 
 
 def validated_losses_of(runs: Sequence[Run]) -> list[str]:
@@ -185,6 +195,7 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
         wait_share=_median(lines, "wait_share"),
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,
+        moved=_points(lines, lambda line: [name for name in MOVED if name in line]),
         validation=_points(validations, validation_loss_names),
         best_step=validations[-1].get("best_step") if validations else None,
     )
@@ -200,7 +211,9 @@ def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, floa
     found: dict[str, float] = {"samples": sum(step.get("samples", 0) for step in figures)}
     for name in dict.fromkeys(name for step in figures for name in step if name != "samples"):
         last = [(step[name], step["samples"]) for step in figures if step.get(name) is not None][-window:]
-        if last:
+        if name == DOMAIN_WEIGHT and last:  # also of steps without a sample of the source
+            found[name] = statistics.fmean(step[name] for step in figures if step.get(name) is not None)
+        elif last:
             found[name] = statistics.fmean(*map(list, zip(*last, strict=True)))
     return found
 

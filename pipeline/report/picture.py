@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alignkd.pipeline.console.picture_file import REPORT, save_picture
-from alignkd.pipeline.report.load import Run, best_value, losses_of
+from alignkd.pipeline.report.load import Run, best_value, losses_of, moved_figures_of
 from alignkd.pipeline.report.scores.picture import COLOURS, legend_columns, shown_name
 
 COLUMNS = 3
@@ -24,9 +24,9 @@ FEW_POINTS = 10
 def draw_curves(runs: Sequence[Run], path: Path) -> None:
     """Write the picture: running means, one line per run; one plot for each loss that a run has.
 
-    Validation losses are dashed lines of the same colour.
+    Validation losses are dashed lines of the same colour. Figures that an objective moves follow as they are.
     """
-    terms = losses_of(runs)
+    terms = [*losses_of(runs), *moved_figures_of(runs)]
     num_rows = -(-len(terms) // COLUMNS)
     figure = Figure(figsize=(WIDTH * COLUMNS, 3.0 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -34,7 +34,8 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
         axes = figure.add_subplot(num_rows, COLUMNS, number)
         for run, colour in zip(runs, cycle(COLOURS), strict=False):
             # an empty line keeps the legend complete
-            steps, values = zip(*run.curves[term], strict=True) if term in run.curves else ((), ())
+            points = run.curves.get(term) or run.moved.get(term)
+            steps, values = zip(*points, strict=True) if points else ((), ())
             marker = "o" if len(steps) <= FEW_POINTS else None
             (line,) = axes.plot(
                 steps, values, linewidth=1.2, marker=marker, markersize=3.5, color=colour, label=run.name

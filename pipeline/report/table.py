@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from alignkd.pipeline.console.printing import aligned, format_count
-from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
+from alignkd.pipeline.report.load import Run, best_value, losses_of, moved_figures_of, validated_losses_of
+from alignkd.student_train.output import DOMAIN_WEIGHT
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
@@ -42,6 +43,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         ("skipped steps", lambda run: str(run.skipped)),
         ("losses are means of", lambda run: format_count(run.window, "step")),
         *((LABELS.get(name, name.replace("_", " ")), _final(name)) for name in losses_of(runs)),
+        *((f"{name.replace('_', ' ')} in the last step", _last(name)) for name in moved_figures_of(runs)),
         *_rows_by_source(runs),
         *_validation_rows(runs),
         ("seconds per step", lambda run: _number(run.seconds_per_step, ".3g")),
@@ -56,6 +58,8 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
 def _rows_by_source(runs: Sequence[Run]) -> Iterator[tuple[str, Callable[[Run], str]]]:
     for source in dict.fromkeys(source for run in runs for source in run.by_source):
         yield f"source {source}: samples", _of_source(source, "samples", ",d")
+        if any(DOMAIN_WEIGHT in run.by_source.get(source, {}) for run in runs):
+            yield f"source {source}: mean weight", _of_source(source, DOMAIN_WEIGHT, ".3f")
         for name in losses_of(runs):
             yield f"source {source}: {name.replace('_', ' ')}", _of_source(source, name, ".4g")
 
@@ -89,6 +93,10 @@ def _kind(kind: str) -> Callable[[Run], str]:
 
 def _final(name: str) -> Callable[[Run], str]:
     return lambda run: _number(run.final.get(name), ".4g")
+
+
+def _last(name: str) -> Callable[[Run], str]:
+    return lambda run: _number(run.moved[name][-1][1] if name in run.moved else None, ".4g")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -10,7 +10,7 @@ from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.layer_table import layer_table
 from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
-from alignkd.pipeline.shards.verify import advantage_line, attention_line, labels_line
+from alignkd.pipeline.shards.verify import advantage_line, attention_line, labels_line, sequences_line
 
 if TYPE_CHECKING:
     from alignkd.storage.read.store import StoreReader
@@ -136,6 +136,8 @@ def _stated(stated: "StatedErrors", from_stem: bool) -> list[str]:
     lines += [f"  {attention_line(stated.attention, from_stem=from_stem)}", f"  {labels_line(stated.labels)}"]
     if stated.advantage.positions:
         lines.append(f"  {advantage_line(stated.advantage)}")
+    if stated.sequences.records:
+        lines.append(f"  {sequences_line(stated.sequences)}")
     return lines
 
 

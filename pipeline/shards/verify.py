@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alignkd.storage.tools.verify.advantage import AdvantageSums
     from alignkd.storage.tools.verify.attention_sums import AttentionSums
     from alignkd.storage.tools.verify.label_shift import LabelVerdict
+    from alignkd.storage.tools.verify.sequence import SequenceFigures
     from alignkd.storage.tools.verify.verify import VerifyReport
 
 
@@ -33,8 +34,9 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
     Every byte is read; every shard, record and field that differs from the committed one is named.
 
     --deep also finds errors that checksums cannot find: targets that belong to other positions (the teacher's
-    perplexity of the labels is compared with that of labels shifted by one), and attention values that are not
-    probabilities, and a teacher that ignored its images (of a store with a counterfactual pass).
+    perplexity of the labels is compared with that of labels shifted by one), attention values that are not
+    probabilities, log-probabilities of samples that their logits do not give, and a teacher that ignored its images (of
+    a store with a counterfactual pass).
 
     A remote store (s3://, https://) is read without the readers' cache. --quick requests only the sizes of its files.
 
@@ -75,6 +77,8 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
             click.echo(attention_line(found["attention"], from_stem=from_stem))
             if found["advantage"].positions:
                 click.echo(advantage_line(found["advantage"]))
+            if found["sequences"].records:
+                click.echo(sequences_line(found["sequences"]))
         for note in report.notes:
             click.echo(f"note: {note}")
         verdict = "ok" if not problems else format_count(len(problems), "problem")
@@ -114,6 +118,7 @@ def _plausibility(files: "StoreFiles", report: "VerifyReport", damaged: list[int
         "labels": found.labels,
         "attention": found.attention,
         "advantage": found.advantage,
+        "sequences": found.sequences,
     }
 
 
@@ -155,4 +160,14 @@ def advantage_line(advantage: "AdvantageSums") -> str:
     return (
         f"visual advantage: mean {advantage.mean:.3g} nats at {advantage.positions} positions of samples with images, "
         f"above 0.1 at {advantage.clear / max(1, advantage.positions):.1%} of them, largest {advantage.largest:.3g}"
+    )
+
+
+def sequences_line(found: "SequenceFigures") -> str:
+    """The teacher's perplexity of whole samples on one line; of a store with `sequence_logprob`."""
+    smallest, lower, median, upper, largest = found.perplexities
+    return (
+        f"teacher on the text: mean NLL {found.mean_nll:.4g} nats, perplexity {found.perplexity:.4g} at "
+        f"{found.positions} positions; of {found.records} records {smallest:.4g} to {largest:.4g}, median "
+        f"{median:.4g}, quartiles {lower:.4g} and {upper:.4g}"
     )

@@ -13,13 +13,14 @@ from alignkd.storage.codecs.float16 import Float16
 from alignkd.storage.codecs.float32 import Float32
 from alignkd.storage.codecs.int8_channel import Int8Channel
 from alignkd.storage.codecs.int8_group import Int8Group
+from alignkd.storage.codecs.int8_unit import Int8Unit
 from alignkd.storage.codecs.sqrt_u8 import SqrtU8
 from alignkd.storage.errors import StoreError
 
 __all__ = ["CODECS", "Codec", "check_all_present", "check_rows_are_separate", "codec_names", "get_codec"]
 
 CODECS: dict[str, Codec] = {
-    codec.name: codec for codec in (Float32(), Float16(), Bfloat16(), SqrtU8(), Int8Channel(), Int8Group())
+    codec.name: codec for codec in (Float32(), Float16(), Bfloat16(), SqrtU8(), Int8Channel(), Int8Group(), Int8Unit())
 }
 
 

@@ -32,7 +32,8 @@ class Codec(Protocol):
 
     @property
     def targets(self) -> frozenset[str]:
-        """The targets that it may store: `attention`, `vision_top`, `vision_all`, `hidden`."""
+        """The targets that it may store: `attention`, `vision_top`, `vision_all`, `hidden`; `unit` for
+        values in [-1, 1]."""
 
     @property
     def plain(self) -> bool:

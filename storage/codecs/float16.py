@@ -14,7 +14,7 @@ class Float16:
     """Relative error at most 2^-11 from 6.1e-5 to 65504, absolute error at most 2^-25 below."""
 
     name = "float16"
-    targets = frozenset({"attention", "vision_top", "vision_all", "hidden"})
+    targets = frozenset({"attention", "vision_top", "vision_all", "hidden", "unit"})
     plain = True
     part_names = ("",)
     shared_parts: frozenset[str] = frozenset()

@@ -13,7 +13,7 @@ class Float32:
     """Exact for float32 and float16 input."""
 
     name = "float32"
-    targets = frozenset({"attention", "vision_top", "vision_all", "hidden"})
+    targets = frozenset({"attention", "vision_top", "vision_all", "hidden", "unit"})
     plain = True
     part_names = ("",)
     shared_parts: frozenset[str] = frozenset()

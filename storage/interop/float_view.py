@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from alignkd.storage.codecs import codec_names, get_codec
 from alignkd.storage.codecs.base import Codec, Parts, part_column
 
-_FLOAT_CODECS = frozenset(name for target in ("attention", "hidden", "vision_all") for name in codec_names(target))
+_KINDS = ("attention", "hidden", "vision_all", "unit")
+_FLOAT_CODECS = frozenset(name for target in _KINDS for name in codec_names(target))
 
 
 class FloatTarget:

@@ -39,7 +39,8 @@ def check_target(name: str, target: str, values: object, dimensions: int) -> Non
 def check_further(name: str, values: object) -> None:
     """Check a target without a field of its own: finite floats with rows, encoded by a codec of rows or not."""
     if isinstance(values, EncodedArray):
-        target = "attention" if "attention" in get_codec(values.codec).targets else "hidden"
+        targets = get_codec(values.codec).targets
+        target = next((one for one in ("attention", "unit") if one in targets), "hidden")
         values.check(f"more[{name!r}]", target, len(values.shape))
         return
     dimensions = max(1, getattr(values, "ndim", 1))

@@ -6,7 +6,7 @@ from typing import Final
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.schema.columns.shard import Column, columns_of
+from alignkd.storage.schema.columns.shard import GROUPS, Column, columns_of
 from alignkd.storage.schema.targets.attention import NAMES
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
 from alignkd.storage.tools.stats import payload_bytes
@@ -15,6 +15,7 @@ TARGETS: Final = ("attention", "vision_top", "vision_all", "logits")
 COUNTERFACTUAL: Final = "counterfactual"
 # what is not a target: texts, ids, positions
 INPUTS: Final = "inputs"
+_INPUT_GROUPS = {"record", *GROUPS} - {"entry", "top", "top_scale", "image", "image_token", "attention"}
 _OF_GROUP: Mapping[str, str] = {
     **dict.fromkeys(("attention", *NAMES.values()), "attention"),
     **dict.fromkeys((FULL, REMOVED, ADVANTAGE, EVIDENCE, f"{FULL}_entry", f"{REMOVED}_entry"), COUNTERFACTUAL),
@@ -25,10 +26,12 @@ _OF_GROUP: Mapping[str, str] = {
 
 
 def target_of(column: Column) -> str:
-    """The target that a stored array belongs to: one of `TARGETS`, `COUNTERFACTUAL`, or `INPUTS`."""
+    """What a stored array belongs to: one of `TARGETS`, `COUNTERFACTUAL`, another further target, or `INPUTS`."""
     if column.group == "supervised" and column.name != "supervised_positions":
         return "logits"
-    return _OF_GROUP.get(column.group, INPUTS)
+    if column.group in _INPUT_GROUPS:
+        return INPUTS
+    return _OF_GROUP.get(column.group, column.group.removesuffix("_entry"))
 
 
 def bytes_per_record(reader: StoreReader) -> dict[str, float]:

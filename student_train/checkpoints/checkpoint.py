@@ -2,9 +2,9 @@
 
 A checkpoint holds everything that a resumed run needs: float32 master weights of every trained parameter (adapters
 included), both moments of AdamW in float32 (also if the run keeps them in 8 bits), its counters, the step, samples seen
-and skipped, and the settings that decide the run. It has no random state: dropout is seeded by the step, and the sample
-order is a pure function of seed and step. What is not trained comes from the student's own checkpoint, whose hash is
-among the settings.
+and skipped, the state of TAID, and the settings that decide the run. It has no random state: dropout is seeded by the
+step, and the sample order is a pure function of seed and step. What is not trained comes from the student's own
+checkpoint, whose hash is among the settings.
 """
 
 import logging
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from safetensors import SafetensorError
@@ -28,20 +29,25 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.engine.optimizers.moments import MOMENTS
 from alignkd.student_train.errors import TrainError, unreadable, writing
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.weights.tensor_file import save_tensors
 
 logger = logging.getLogger(__name__)
 STATE = "state.json"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 WEIGHTS = "weights"
 KEPT = "kept"
 ADAPTERS = "adapters"
 # optimiser and number of processes that wrote the checkpoint; another run may go on with others
 WRITER = "writer"
 NUM_RECORDS = "num_records"
+# in checkpoints, and in the mark of a finished run: see `DomainHistory`
+DOMAIN_WEIGHTS = "domain_weights"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice
 FIXED_IN_OLD_CHECKPOINTS = {
+    **{f"losses.{name}": 0.0 for name, term in TERMS.items() if term.weight == 0},
     "trained": "all",
     "quantization": "none",
     "losses.supervised_on_generated": 1.0,
@@ -50,6 +56,12 @@ FIXED_IN_OLD_CHECKPOINTS = {
     "losses.attention_heads": "adapter",
     "losses.attention_row_weights": "none",
     "losses.attention_decay": None,
+    "losses.taid": None,
+    "losses.relations_of": "last_hidden",
+    "losses.relations_layer": None,
+    "losses.relation_rows": "unit",
+    "losses.visual_logit_divergence": "forward_kl",
+    "losses.visual_logit_temperature": 1.0,
 }
 
 
@@ -99,6 +111,7 @@ def save_checkpoint(
     kept: bool = False,
     best_step: int | None = None,
     validation: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] = NOTHING,
 ) -> None:
     """Write `folder/step-N` and drop old ones; called by ALL ranks, written by the first.
 
@@ -107,6 +120,7 @@ def save_checkpoint(
         kept: this one remains also when it is not among them.
         best_step: the checkpoint of this step is not dropped.
         validation: state of the validations, kept as `validation` in `state.json`.
+        further: other entries of `state.json`, of what else follows from the steps so far.
 
     Raises:
         TrainError: the disk is full or not writable; no incomplete checkpoint remains.
@@ -118,7 +132,7 @@ def save_checkpoint(
         if ranks.is_first and not problem:
             problem = _attempt(target, partial(save_tensors, tensors, temporary / name))
     if ranks.is_first:
-        document = {**asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
+        document = {**further, **asdict(state), "counters": engine.counters, "settings": dict(settings), KEPT: kept}
         document[ADAPTERS] = engine.student.adapters.sizes
         document[WRITER] = {"optimizer": engine.optimizer, "processes": ranks.world_size}
         if validation is not None:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.handoff.block import in_one_copy
-from alignkd.student_train.data.targets import AttentionTargets, CounterfactualTargets, LogitTargets, StemInputs
+from alignkd.student_train.data.targets import (
+    AffinityTargets,
+    AttentionTargets,
+    CounterfactualTargets,
+    LogitTargets,
+    StemInputs,
+)
 from alignkd.vlm.inputs.batch import SequenceBatch
 from alignkd.vlm.inputs.packed_images import PackedImages
 
@@ -28,14 +34,22 @@ class TrainBatch:
         supervised_N: int64, supervised positions in the flattened [B * L]. They are computed on the host, so that no
             forward pass waits for the accelerator to count a mask.
         labels_N: int64, the token that follows each of them.
+        positions_of_sample: supervised positions of each sample, plain integers.
         generated_N: bool, which of these tokens are of answers that a model wrote; None if no sample has any, or if no
             loss asks for them.
+        high_N: bool, which of these positions are those of their sample at which the image helps the teacher most; None
+            if no loss asks for them.
         attention: targets of eq. 1.
         vision_all_PD: teacher vision embeddings, image by image in batch order.
         vision_top_index_K: int64, the tokens of eq. 2 of each sample with images, counted through all images of the
             batch.
         vision_top_embeddings_KD: teacher vision embeddings at those tokens.
         logits: one of four kinds; positions as in `supervised_N`.
+        vision_states_PD: the teacher's last hidden states at the vision positions, in the order of `vision_all_PD`.
+        vision_relations_R: cosines of all pairs of vision tokens of each image, image after image.
+        state_norms_N: norms of the teacher's last hidden states at the supervised positions.
+        teacher_tokens_of_image: the teacher's vision tokens of each image.
+        affinity: the teacher's cosines between text queries and vision tokens.
         counterfactual: the teacher's two passes over the samples with images.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
@@ -43,12 +57,19 @@ class TrainBatch:
     sequences: SequenceBatch
     supervised_N: Tensor
     labels_N: Tensor
+    positions_of_sample: tuple[int, ...]
     generated_N: Tensor | None = None
+    high_N: Tensor | None = None
     attention: AttentionTargets | None = None
     vision_all_PD: EncodedTensor | None = None
     vision_top_index_K: Tensor | None = None
     vision_top_embeddings_KD: EncodedTensor | None = None
     logits: LogitTargets | None = None
+    vision_states_PD: EncodedTensor | None = None
+    vision_relations_R: EncodedTensor | None = None
+    state_norms_N: EncodedTensor | None = None
+    teacher_tokens_of_image: tuple[int, ...] = ()
+    affinity: AffinityTargets | None = None
     counterfactual: CounterfactualTargets | None = None
     stem: StemInputs | None = None
 

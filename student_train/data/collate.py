@@ -21,12 +21,15 @@ from alignkd.storage.record.record import (
     TruncatedLogits,
     as_float32,
 )
-from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.affinity import AFFINITY
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
+    AffinityTargets,
     AttentionTargets,
     CounterfactualTargets,
     FullTargets,
@@ -37,6 +40,7 @@ from alignkd.student_train.data.targets import (
     StemInputs,
     TruncatedTargets,
 )
+from alignkd.student_train.losses.logits.advantage_groups import high_positions
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs, Positions
@@ -52,13 +56,16 @@ def collate(
     targets: Collection[str],
     attention_pairs: AttentionPairs | ChosenAttention,
     stem: StemLookup | None = None,
+    high_share: float | None = None,
 ) -> TrainBatch:
     """One micro-batch with its targets.
 
     Args:
-        targets: which of `attention`, `vision_top`, `vision_all`, `logits` and `counterfactual` the losses need.
+        targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_relations`,
+            `state_norms`, `vision_text_affinity` and `counterfactual` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
+        high_share: share of a sample's positions that are marked by their visual advantage; None: none is marked.
     """
     given = frozenset() if stem is None else stem.wanted
     wanted = attention_pairs
@@ -76,11 +83,17 @@ def collate(
         attention = _attention(examples, None if "attention" in given else records, wanted)
     return replace(
         inputs,
+        high_N=None if high_share is None else _joined([_high(record, high_share) for record in records]),
         attention=attention,
         vision_all_PD=_coded_rows(_vision_of_images(with_image)) if all_wanted else None,
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
         vision_top_embeddings_KD=_coded_rows([r.vision_top_embeddings for r in with_image]) if top_wanted else None,
         logits=logit_targets([record.logits for record in records]) if "logits" in targets else None,
+        vision_states_PD=_further(with_image, VISION_STATES) if "vision_states" in targets and with_image else None,
+        teacher_tokens_of_image=tuple(itertools.chain(*(record.tokens_of_image for record in with_image))),
+        affinity=_affinity(examples, records, sequences) if AFFINITY in targets and with_image else None,
+        vision_relations_R=_relations(with_image) if "vision_relations" in targets and with_image else None,
+        state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
     )
@@ -95,6 +108,7 @@ def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
         sequences=sequences,
         supervised_N=torch.from_numpy(np.concatenate(supervised).astype(np.int64)),
         labels_N=sequences.supervised_labels_N,
+        positions_of_sample=tuple(map(len, supervised)),
         generated_N=_generated(examples),
     )
 
@@ -105,6 +119,13 @@ def _generated(examples: Sequence[Example]) -> Tensor | None:
         return None
     assert len(marks) == len(examples), "marks of all samples or of none"
     return _joined(marks)
+
+
+def _high(record: Record, share: float) -> NDArray[np.bool_]:
+    """The positions of a record with the highest visual advantage; none of a record without images."""
+    if not record.has_image:
+        return np.zeros(len(record.supervised_positions), np.bool_)
+    return high_positions(as_float32(record.more[ADVANTAGE]), share)  # type: ignore[arg-type]  # kind `values`
 
 
 def _stem_inputs(
@@ -194,6 +215,16 @@ def _vision_of_images(records: Sequence[Record]) -> list[Target]:
     return [image for record in records for image in record.vision_embeddings or ()]
 
 
+def _further(records: Sequence[Record], name: str) -> EncodedTensor:
+    """A further target of all records, joined."""
+    return _coded_rows([record.more[name] for record in records])  # type: ignore[misc]  # no logits
+
+
+def _relations(records: Sequence[Record]) -> EncodedTensor:
+    """[R] of the images of all records; a store keeps one kind of relations."""
+    return _further(records, RELATIONS if RELATIONS in records[0].more else PROJECTOR_RELATIONS)
+
+
 def _top_index(records: Sequence[Record]) -> Tensor:
     starts = itertools.accumulate((len(record.vision_positions) for record in records), initial=0)
     index = [
@@ -220,6 +251,26 @@ def logit_targets(kept: Sequence[Logits | None]) -> LogitTargets:
     if hidden := [logits.states for logits in kept if isinstance(logits, HiddenStates)]:
         return HiddenTargets(states=_coded(hidden, np.concatenate))
     return FullTargets(logits=_coded([logits for logits in kept if isinstance(logits, np.ndarray)], np.concatenate))
+
+
+def _affinity(examples: Sequence[Example], records: Sequence[Record], sequences: SequenceBatch) -> AffinityTargets:
+    """Those of the samples with images, of which there is at least one."""
+    rows = [row for row, record in enumerate(records) if record.has_image]
+    starts = [row * sequences.input_ids_BL.shape[1] for row in rows]
+    positions, targets = [examples[row].positions for row in rows], [records[row].more[AFFINITY] for row in rows]
+    queries = [start + own.tqv_query_positions for start, own in zip(starts, positions, strict=True)]
+    vision = [start + own.vision_positions for start, own in zip(starts, positions, strict=True)]
+    num_queries, num_vision = (tuple(map(len, places)) for places in (queries, vision))
+    num_teacher = [target.shape[-1] for target in targets]  # type: ignore[union-attr]  # no logits
+    return AffinityTargets(
+        coded_SQT=_coded(targets, _padded),  # type: ignore[arg-type]  # no logits
+        queries_SQ=pad_positions(queries)[0],
+        vision_SP=pad_positions(vision)[0],
+        samples_S=torch.tensor(rows),
+        lengths_3S=torch.tensor([num_queries, num_teacher, num_vision]),
+        num_queries_S=num_queries,
+        num_vision_S=num_vision,
+    )
 
 
 def _counterfactual(records: Sequence[Record]) -> CounterfactualTargets:

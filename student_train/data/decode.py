@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignkd.storage.codecs import check_all_present
 from alignkd.storage.codecs.int8_group import GROUP
+from alignkd.storage.codecs.int8_unit import UNIT_STEPS
 
 Parts = Mapping[str, Tensor]
 
@@ -38,6 +39,10 @@ def _int8_group(parts: Parts) -> Tensor:
     return steps * scale.repeat_interleave(GROUP, dim=-1)[..., : steps.shape[-1]]
 
 
+def _int8_unit(parts: Parts) -> Tensor:
+    return parts[""] * (1 / UNIT_STEPS)
+
+
 DECODERS: dict[str, Callable[[Parts], Tensor]] = {
     "float32": _unchanged,
     "float16": _unchanged,
@@ -45,6 +50,7 @@ DECODERS: dict[str, Callable[[Parts], Tensor]] = {
     "sqrt_u8": _sqrt_u8,
     "int8_channel": _int8_channel,
     "int8_group": _int8_group,
+    "int8_unit": _int8_unit,
 }
 check_all_present(DECODERS, "DECODERS of student_train/data/decode.py")
 

@@ -1,6 +1,6 @@
 """The stream of one rank's micro-batches: a pure function of order and lengths, resumable at any optimiser step."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ def load_batch(
     targets: Collection[str],
     stem: StemLookup | None,
     attention: ChosenAttention | None = None,
+    high_share: float | None = None,
 ) -> TrainBatch:
-    """The samples at these positions as one batch; `targets`, `stem` and `attention` as of `collate`.
+    """The samples at these positions as one batch; `targets`, `stem`, `attention` and `high_share` as of `collate`.
 
     Raises:
         TrainError: a sample cannot be used.
@@ -35,6 +36,7 @@ def load_batch(
             targets=targets,
             attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
+            high_share=high_share,
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
@@ -50,6 +52,7 @@ def load_micro_batches(
     stem: StemLookup | None = None,
     attention: ChosenAttention | None = None,
     workers: int = 0,
+    high_share: float | None = None,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
 
@@ -62,18 +65,40 @@ def load_micro_batches(
         stem: computes the targets that are not stored.
         attention: the attention that batches carry; None: the first layer's.
         workers: processes that prepare batches; 0 prepares them in this process.
+        high_share: as of `collate`.
 
     Raises:
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
-    if not workers and len(steps) * divisions.order.global_batch > len(samples):
+    if not workers and len(steps) * divisions.order.global_batch > min(len(samples), divisions.order.num_samples):
         samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
-    def make(number: tuple[int, int]) -> TrainBatch:
-        """The micro-batch of this step and this number within the step."""
-        step, place = number
-        positions = divisions.of_step(step).of_rank(ranks.rank)[place]
-        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention)
+    def make(positions: NDArray[np.int64] | None) -> TrainBatch | None:
+        """The micro-batch of these samples."""
+        if positions is None:
+            return None
+        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention, high_share=high_share)
 
-    numbers = divisions.numbers(steps)
-    return FromWorkers(make, numbers, workers) if workers else map(make, numbers)
+    # The samples are looked up in this process: an order whose weights change is not the one that workers inherited.
+    wanted = divisions.positions(steps, ranks.rank)
+    return KnownBatches(make, wanted, workers) if workers else _made(make, wanted)
+
+
+class KnownBatches(FromWorkers):
+    """Micro-batches that workers prepare; those that were requested before their samples were known are passed over."""
+
+    def __next__(self) -> TrainBatch:
+        while (batch := super().__next__()) is None:
+            continue
+        found: TrainBatch = batch
+        return found
+
+
+def _made(
+    make: Callable[[NDArray[np.int64] | None], TrainBatch | None], wanted: Iterator[NDArray[np.int64] | None]
+) -> Iterator[TrainBatch]:
+    """Each micro-batch when it is requested; its samples are known then."""
+    for positions in wanted:
+        batch = make(positions)
+        assert batch is not None, "the weights of this interval are not measured yet"
+        yield batch

@@ -189,6 +189,28 @@ class CounterfactualTargets:
     evidence_P: Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class AffinityTargets:
+    """Cosines between text queries and vision tokens of the teacher, of the S samples with images.
+
+    Attributes:
+        coded_SQT: cosines of each text query with each of the teacher's T vision tokens, 0 where padded.
+        queries_SQ: int64, the text queries in the student's flattened [B * L], 0 where padded.
+        vision_SP: int64, the student's vision tokens in its flattened [B * L], 0 where padded.
+        samples_S: int64, the sample of each row.
+        lengths_3S: int64, text queries, vision tokens of the teacher and vision tokens of the student.
+        num_queries_S, num_vision_S: text queries and vision tokens of the student, plain integers.
+    """
+
+    coded_SQT: EncodedTensor
+    queries_SQ: Tensor
+    vision_SP: Tensor
+    samples_S: Tensor
+    lengths_3S: Tensor
+    num_queries_S: tuple[int, ...]
+    num_vision_S: tuple[int, ...]
+
+
 LogitTargets = FullTargets | TruncatedTargets | HiddenTargets | SampledTargets
 
 

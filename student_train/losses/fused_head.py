@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from alignkd.student_train.losses.inner_autograd import gradients_of
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
+from alignkd.student_train.losses.position_groups import chunks_of_groups
 from alignkd.vlm.families.family import Head
 
 CHUNK_BYTES = 64 << 20
@@ -44,10 +45,17 @@ class WeightedTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class JointTerms:
-    """One function that computes all terms from a chunk's logits, which it may overwrite, and the terms' weights."""
+    """One function that computes all terms from a chunk's logits, which it may overwrite, and the terms' weights.
+
+    Attributes:
+        terms: returns the value of each term at each position of a chunk [n], then that of each figure.
+        weights: of the terms.
+        num_figures: how many further values it returns, of which only the sums are wanted; they have no gradient.
+    """
 
     terms: Callable[[Tensor, slice], Sequence[Tensor]]
     weights: Sequence[float]
+    num_figures: int = 0
 
     @classmethod
     def of(cls, terms: Sequence[WeightedTerm]) -> Self:
@@ -65,6 +73,7 @@ def fused_head_losses(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     rows_of_position: int = 1,
+    groups: Sequence[int] = (),
 ) -> list[LossSum]:
     """The sum of every term over N positions, unweighted; its parts are the positions.
 
@@ -77,10 +86,12 @@ def fused_head_losses(
             small multiple of it. Apart from the [N, D] gradient of the states, the peak memory does not depend on N.
         rows_of_position: consecutive states that a term compares with one another; N is a multiple of it, and a chunk
             does not divide them.
+        groups: sizes of the groups of consecutive positions that a term compares with one another, of which a chunk has
+            as many as fit, but at least one; their sum is N. Empty: `rows_of_position` says what belongs together.
 
     Returns:
-        Sums in float32 (float64 for float64 input); only the totals have a gradient. A float32 [V, D] and [N, D] are
-        kept for the backward pass, unless no gradient is needed.
+        Sums in float32 (float64 for float64 input), those of the figures last; only the totals of the terms have a
+        gradient. A float32 [V, D] and [N, D] are kept for the backward pass, unless no gradient is needed.
 
     Raises:
         ValueError: in the backward pass, if the incoming gradients are not proportional to the weights; on a GPU, which
@@ -90,8 +101,12 @@ def fused_head_losses(
     assert all(weight > 0 for weight in joint.weights), joint
     weight_VD = head.weight_VD
     fitting = chunk_bytes // (max(4, weight_VD.element_size()) * len(weight_VD))
-    positions = rows_of_position * max(1, fitting // rows_of_position)
-    chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
+    if groups:
+        assert sum(groups) == len(hidden_ND), (groups, len(hidden_ND))
+        chunks = chunks_of_groups(groups, fitting)
+    else:
+        positions = rows_of_position * max(1, fitting // rows_of_position)
+        chunks = [slice(start, start + positions) for start in range(0, len(hidden_ND), positions)]
     *totals, parts_TN = _FusedHead.apply(
         hidden_ND, weight_VD, head.bias_V, head, joint, chunks, torch.is_grad_enabled()
     )
@@ -112,7 +127,8 @@ class _FusedHead(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = (hidden_ND, weight_VD, bias_V)
         wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
-        sums = _Sums(inputs, wanted, len(joint.weights))
+        num_terms = len(joint.weights)
+        sums = _Sums(inputs, wanted, num_terms + joint.num_figures)
         for chunk in chunks:
             hidden_nD = hidden_ND[chunk]
             logits_nV = _finished(to_accum_dtype(functional.linear(hidden_nD, weight_VD, bias_V)), head)
@@ -124,13 +140,14 @@ class _FusedHead(torch.autograd.Function):
                 sums.add_terms(joint.terms(logits_nV, chunk), chunk)
         ctx.save_for_backward(sums.hidden_grad_ND, sums.weight_grad_VD, sums.bias_grad_V)
         ctx.weights, ctx.dtypes = joint.weights, [None if like is None else like.dtype for like in inputs]
-        ctx.mark_non_differentiable(sums.parts_TN)
-        return (*(total.clone() for total in sums.totals), sums.parts_TN)
+        totals = [total.clone() for total in sums.totals]
+        ctx.mark_non_differentiable(*totals[num_terms:], sums.parts_TN)
+        return (*totals, sums.parts_TN)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        factor = _common_factor(incoming[:-1], ctx.weights)  # the last is that of the parts
+        factor = _common_factor(incoming[: len(ctx.weights)], ctx.weights)  # figures and parts have none
         scaled = [
             None if grad is None else _times(grad, factor, dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -201,8 +218,9 @@ def _grad_logits(logits_nV: Tensor, chunk: slice, joint: JointTerms, sums: _Sums
 
     def weighted(leaf_nV: Tensor) -> Tensor:
         found = sums.add_terms(joint.terms(leaf_nV, chunk), chunk)
+        weighted_totals = found[: len(joint.weights)]
         # numbers, not a tensor of them: the host would wait for its copy to the device
-        return torch.stack([total * weight for total, weight in zip(found, joint.weights, strict=True)]).sum()
+        return torch.stack([total * weight for total, weight in zip(weighted_totals, joint.weights, strict=True)]).sum()
 
     (grad_logits_nV,) = gradients_of(weighted, [logits_nV])
     return grad_logits_nV

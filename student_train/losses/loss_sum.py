@@ -19,12 +19,14 @@ class LossSum:
             attention in the formulas, one for each sample in the terms (`by_sample`), without gradient.
         by_layer: of a loss that compares several layers of the student: the share of each of them in `total`, without
             gradient; each has an equal share of the count.
+        figures: other values of the parts by name, each [n], without gradient; they are not in `total`.
     """
 
     total: Tensor
     count: int
     parts: Tensor
     by_layer: Mapping[int, Tensor] = field(default_factory=dict)
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Tensor, count: int | None = None) -> Self:
@@ -44,8 +46,12 @@ class LossSum:
             num_samples: B, samples of the batch.
         """
         assert self.parts.shape == samples.shape, (self.parts.shape, samples.shape)
-        parts = self.parts.detach()
-        return type(self)(self.total, self.count, parts.new_zeros(num_samples).index_add_(0, samples, parts))
+
+        def added(parts: Tensor) -> Tensor:
+            return parts.new_zeros(num_samples).index_add_(0, samples, parts)
+
+        figures = {name: added(values) for name, values in self.figures.items()}
+        return type(self)(self.total, self.count, added(self.parts.detach()), figures=figures)
 
 
 def to_accum_dtype(values: Tensor) -> Tensor:

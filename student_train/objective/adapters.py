@@ -14,6 +14,7 @@ from alignkd.vlm.finite import check_finite
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 AdapterInit = Literal["pytorch", "mean_of_heads", "grouped_heads"]
+STATE_WEIGHT = "state_adapter.weight"
 
 
 class Adapters(nn.Module):
@@ -21,13 +22,20 @@ class Adapters(nn.Module):
 
     Parameter names and shapes are those of the reference code's checkpoints. Where attention of several layers of the
     student is compared, `attn_adapter` is that of the first of them, and `attn_adapters` holds one for each further
-    layer by its number.
+    layer by its number. Where the loss `nd` compares hidden states of different widths, `state_adapter` maps the
+    student's to the teacher's.
     """
 
     def __init__(
-        self, *, heads: tuple[int, int], hidden_sizes: tuple[int, int], layers: Sequence[int] | None = None
+        self,
+        *,
+        heads: tuple[int, int],
+        hidden_sizes: tuple[int, int],
+        layers: Sequence[int] | None = None,
+        states: bool = False,
     ) -> None:
-        """`heads` is (Ht, Hs), `hidden_sizes` is (Dt, Ds), `layers` are the student's; None is a single one."""
+        """`heads` is (Ht, Hs), `hidden_sizes` is (Dt, Ds), `layers` are the student's; None is a single one; `states`:
+        whether there is a `state_adapter`."""
         super().__init__()
         self.layers = None if layers is None or len(layers) < 2 else tuple(layers)
         self.attn_adapter = nn.Conv2d(*heads, kernel_size=1)
@@ -35,15 +43,17 @@ class Adapters(nn.Module):
             {str(layer): nn.Conv2d(*heads, kernel_size=1) for layer in (self.layers or ())[1:]}
         )
         self.proj_adapter = nn.Conv1d(*hidden_sizes, kernel_size=1)
+        self.state_adapter = nn.Linear(hidden_sizes[1], hidden_sizes[0], bias=False) if states else None
 
     @property
-    def sizes(self) -> dict[str, tuple[int, ...]]:
+    def sizes(self) -> dict[str, tuple[int, ...] | bool]:
         """The arguments of the constructor, by name."""
         attention, vision = self.attn_adapter, self.proj_adapter
         return {
             "heads": (attention.in_channels, attention.out_channels),
             "hidden_sizes": (vision.in_channels, vision.out_channels),
             **({} if self.layers is None else {"layers": self.layers}),
+            **({} if self.state_adapter is None else {"states": True}),
         }
 
     def initialise(self, how: AdapterInit, *, seed: int) -> None:
@@ -61,6 +71,8 @@ class Adapters(nn.Module):
             self.proj_adapter.reset_parameters()
             for further in self.of_layers[1:]:  # after those that every run has, which start as without them
                 further.reset_parameters()
+            if self.state_adapter is not None:
+                self.state_adapter.reset_parameters()
         for adapter in self.of_layers:
             if how == "mean_of_heads":
                 nn.init.constant_(adapter.weight, 1 / adapter.in_channels)
@@ -104,12 +116,20 @@ class Adapters(nn.Module):
         bias_S = conv.bias.float()  # type: ignore[union-attr]
         return functional.linear(teacher_PD.float(), conv.weight.float().flatten(1), bias_S)
 
+    def adapt_states(self, student_ND: Tensor) -> Tensor:
+        """[N, Ds] -> float32 [N, Dt]; without an adapter the states as they are."""
+        if self.state_adapter is None:
+            return student_ND.float()
+        return functional.linear(student_ND.float(), self.state_adapter.weight.float())
+
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, float32."""
         save_tensors({name: value.float().contiguous() for name, value in self.state_dict().items()}, path)
 
     def load(self, path: Path) -> None:
         """Read weights written by `save` or by the reference code's layout.
+
+        A `state_adapter` that only one of both sides has is left as it is: stages may differ in the loss `nd`.
 
         Raises:
             TrainError: the file is not a readable safetensors file, or names or shapes do not fit this pair of models.
@@ -122,7 +142,11 @@ class Adapters(nn.Module):
             raise unreadable(f"adapters {path}", error) from error
         except SafetensorError as error:
             raise TrainError(f"adapters {path}: cannot be read ({error}); give a safetensors file") from error
-        wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        own = self.state_dict()
+        if own.keys() & {STATE_WEIGHT} != found.keys() & {STATE_WEIGHT}:
+            found.pop(STATE_WEIGHT, None)
+            found |= {name: own[name] for name in own.keys() & {STATE_WEIGHT}}
+        wanted = {name: tuple(value.shape) for name, value in own.items()}
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if shapes != wanted:
             raise TrainError(

@@ -12,18 +12,22 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
+from alignkd.student_train.losses.logits.advantage_groups import group_factors
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads, first_layers
 from alignkd.student_train.objective.attention.row_reference import RowReferences
+from alignkd.student_train.objective.centres import Centres
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.logits.head_terms import head_terms
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.objective.term import ForwardPass, SecondPasses
+from alignkd.student_train.objective.term import ForwardPass, Heads, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.objective.vision.pairs import TokensOfImages, VisionPairs, match_vision_tokens
 from alignkd.student_train.trained.selection import select_trained
 from alignkd.student_train.trained.settings import TrainedConfig
 from alignkd.vlm.families.family import Head, Vision, VisionLanguageModel, sum_of_zeros
+from alignkd.vlm.families.recorded_states import recorded_states
 from alignkd.vlm.inputs.batch import SequenceBatch
 
 
@@ -47,6 +51,7 @@ class DistilledStudent(nn.Module):
         attention: AttentionMatch | None = None,
         fixed_heads: FixedHeads | None = None,
         frozen_adapters: bool = False,
+        centres: Centres | None = None,
     ) -> None:
         """Freeze what is not trained.
 
@@ -61,14 +66,19 @@ class DistilledStudent(nn.Module):
             attention: how attention is compared; None: that of the first layers.
             fixed_heads: mixture of the teacher's heads, unless it is trained.
             frozen_adapters: whether adapters stay as they are.
+            centres: the teacher's class means, needed by the loss `nd`; frozen.
         """
         super().__init__()
         self.model, self.adapters, self.losses, self.stem = model, adapters, losses, stem
         self.teacher_head = None if teacher_head is None else FrozenHead(teacher_head)
-        self.num_tokens = num_tokens
+        self.num_tokens, self.centres = num_tokens, centres
         self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
+        # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
+        self.step_values: Mapping[str, float] = losses.first_step_values
+        # positions of the high and of the low group of the logit loss in the global batch, set before each step
+        self.group_sizes: tuple[int, int] | None = None
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -79,6 +89,8 @@ class DistilledStudent(nn.Module):
         for adapter in adapters.of_layers:
             adapter.requires_grad_("attn_adapter" in used and losses.attention_heads == "adapter")
         adapters.proj_adapter.requires_grad_("proj_adapter" in used)
+        if adapters.state_adapter is not None:
+            adapters.state_adapter.requires_grad_("state_adapter" in used)
 
     def start_step(self, step: int, *, seed: int) -> None:
         """Draw what the training step of this number computes, the same on every rank."""
@@ -92,8 +104,10 @@ class DistilledStudent(nn.Module):
             vision = replace(vision, features=None)
         has_image = bool(batch.sequences.images)
         watched = self.attention.student_layers if "attention" in self.losses.weights else ()
-        with self.model.watched_layers(watched) as layers:
+        recorded = self.losses.recorded_layers
+        with self.model.watched_layers(watched) as layers, recorded_states(self.model, recorded) as after_layers:
             hidden_BLD = self.model.hidden_states(batch.sequences, vision if has_image else None)
+        heads = self._heads()
         forward = ForwardPass(
             batch=batch,
             adapters=self.adapters,
@@ -105,6 +119,11 @@ class DistilledStudent(nn.Module):
             second=self._second_passes(batch, vision),
             fixed_heads=self.fixed_heads,
             references=self.references,
+            vision_pairs=self._vision_pairs(batch, hidden_BLD, heads),
+            heads=heads,
+            vision=self.losses.vision_settings,
+            after_layers=after_layers,
+            centres=self.centres,
         )
         # The terms on logits come first, whatever their place in the table. And all terms come after the decoder:
         # backward then finishes a layer's weights at the same moment with and without the attention term.
@@ -120,6 +139,30 @@ class DistilledStudent(nn.Module):
             return self.model.no_image()
         samples = sequences.image_samples_I.tolist()  # on the host
         return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
+
+    def _heads(self) -> Heads:
+        return Heads(
+            student=self.model.head,
+            teacher=None if self.teacher_head is None else self.teacher_head.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+        )
+
+    def _vision_pairs(self, batch: TrainBatch, hidden_BLD: Tensor, heads: Heads) -> VisionPairs | None:
+        """The vision tokens that are compared; None: those of the same places, or none."""
+        targets = batch.vision_states_PD
+        if self.losses.vision_matching == "place" or targets is None:
+            return None
+        assert heads.teacher is not None  # `LossConfig.needs_teacher_head`
+        return match_vision_tokens(
+            hidden_BLD.detach().flatten(0, 1)[batch.sequences.vision_places_P],
+            heads.student,
+            targets.decode().to(heads.teacher.weight_VD.dtype),
+            heads.teacher,
+            TokensOfImages.of(batch.sequences, batch.teacher_tokens_of_image),
+            num_tokens=heads.num_tokens,
+            chunk_bytes=heads.chunk_bytes,
+        )
 
     def _second_passes(self, batch: TrainBatch, vision: Vision) -> SecondPasses | None:
         """The further passes of the terms `effect` and `keep`; None if neither has a weight."""
@@ -148,6 +191,9 @@ class DistilledStudent(nn.Module):
             teacher_head,
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
+            logit_factors_N=self._logit_factors(batch),
+            step_values=self.step_values,
+            positions_of_sample=batch.positions_of_sample,
         )
         losses = fused_head_losses(
             hidden_ND,
@@ -155,10 +201,22 @@ class DistilledStudent(nn.Module):
             # all have the same count, so their weights relative to each other are those in the total
             head_terms(inputs, weights),
             chunk_bytes=self.losses.head_chunk_mib << 20,
+            groups=inputs.groups,
         )
         names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples
-        return {name: loss.by_sample(samples_N, num_samples) for name, loss in zip(names, losses, strict=True)}
+        found = dict(zip(names, losses, strict=False))
+        if further := losses[len(names) :]:
+            figures = zip(inputs.divergence.figures, further, strict=True)
+            found["logit"] = replace(found["logit"], figures={name: figure.parts for name, figure in figures})
+        return {name: loss.by_sample(samples_N, num_samples) for name, loss in found.items()}
+
+    def _logit_factors(self, batch: TrainBatch) -> Tensor | None:
+        """What gives each group of positions a mean of its own; None: one mean over all positions."""
+        if self.losses.high_share is None or batch.high_N is None:
+            return None
+        assert self.group_sizes is not None, "set before each step"
+        return group_factors(batch.high_N, *self.group_sizes, dtype=torch.float32)
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +33,7 @@ class StepTally:
         loss: weighted sum of the means (eq. 7).
         by_layer: mean of the attention loss in each layer (`LayerSums.means`); {} without `layers`.
         by_source: samples, loss and terms of each source (`SourceSums.means`); {} without `sources`.
+        figures: mean of each further figure of a term (`LossSum.figures`) over the global batch, as `means`.
         seconds: duration of the step on this rank.
         wait_share: share of the step that the ranks spent waiting for data.
         stopped: whether any rank received a stop request; all ranks stop at the same step.
@@ -51,6 +53,8 @@ class StepTally:
         self.started, self.waited = perf_counter(), 0.0
         self._totals: list[Mapping[str, Tensor]] = []
         self._counts: list[Mapping[str, int]] = []
+        self._figures: dict[str, list[Tensor]] = {}
+        self._terms_of_figures: dict[str, str] = {}
 
     def add(self, terms: Mapping[str, LossSum]) -> Tensor:
         """Record a micro-batch and return its share of the global loss, for the backward pass."""
@@ -60,41 +64,49 @@ class StepTally:
             self._by_source.add(terms)
         if self._by_layer is not None:
             self._by_layer.add(terms[TERM])
+        for name, term in terms.items():
+            for figure, parts in term.figures.items():
+                self._figures.setdefault(figure, []).append(parts.sum())
+                self._terms_of_figures[figure] = name
         return weighted_total(terms, self.weights, self.global_counts)
 
-    def _all_totals(self, names: Sequence[str]) -> list[float]:
-        """The sums of this rank, in one transfer, for which the host waits until the step's work is done."""
+    def _all_totals(self, names: Sequence[str]) -> tuple[list[float], list[float]]:
+        """The sums of terms and of figures on this rank, in one transfer, which waits until the step's work is done."""
         if not names:
-            return []
-        sums = [reduce(torch.add, [found[name] for found in self._totals]).double() for name in names]
-        totals: list[float] = torch.stack(sums).tolist()
-        return totals
+            return [], []
+        found = [[one[name] for one in self._totals] for name in names] + [*self._figures.values()]
+        totals: list[float] = torch.stack([reduce(torch.add, one).double() for one in found]).tolist()
+        return totals[: len(names)], totals[len(names) :]
 
     def gather(self, ranks: Ranks, *, stop: bool, time_is_up: bool = False) -> None:
         """Sum over all ranks: the only point of a step at which they exchange anything but gradients."""
         names = list(self.global_counts)
-        totals = self._all_totals(names)
+        totals, figures = self._all_totals(names)
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
         layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()
         self.seconds = perf_counter() - self.started
         requests = [float(stop), float(time_is_up and ranks.is_first)]
-        *sums, waited, seconds, stopped, up = ranks.sum(
-            [*totals, *counts, *layers, *own, self.waited, self.seconds, *requests]
+        sums = iter(ranks.sum([*totals, *counts, *figures, *layers, *own, self.waited, self.seconds, *requests]))
+        totals, counts, figures, layers, own = (
+            [*islice(sums, len(values))] for values in (totals, counts, figures, layers, own)
         )
-        found = dict(zip(names, map(int, sums[len(names) : 2 * len(names)]), strict=True))
+        waited, seconds, stopped, up = sums
+        found = dict(zip(names, map(int, counts), strict=True))
         assert found == dict(self.global_counts), (found, self.global_counts)  # the store's index and the batches agree
-        self.means = {
-            name: total / found[name] if found[name] else None
-            for name, total in zip(names, sums[: len(names)], strict=True)
-        }
+        self.means = {name: _mean(total, found[name]) for name, total in zip(names, totals, strict=True)}
         self.loss = sum(self.weights[name] * (mean or 0.0) for name, mean in self.means.items())
-        further = sums[2 * len(names) :]
+        self.figures = {
+            figure: _mean(total, found[term])
+            for (figure, term), total in zip(self._terms_of_figures.items(), figures, strict=True)
+        }
         self.by_layer: dict[int, float | None] = (
-            {} if self._by_layer is None else self._by_layer.means(further[: len(layers)], found[TERM])
+            {} if self._by_layer is None else self._by_layer.means(layers, found[TERM])
         )
-        self.by_source: dict[str, dict[str, Any]] = (
-            {} if self._by_source is None else self._by_source.means(further[len(layers) :])
-        )
+        self.by_source: dict[str, dict[str, Any]] = {} if self._by_source is None else self._by_source.means(own)
         self.wait_share = waited / seconds
         self.stopped, self.time_is_up = stopped > 0, up > 0
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None

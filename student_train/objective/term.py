@@ -17,16 +17,47 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.fused_head import HeadTerm
-from alignkd.student_train.losses.logits.divergences import Divergence
+from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.objective.attention.row_reference import RowReferences
+from alignkd.student_train.objective.centres import Centres
+from alignkd.student_train.objective.vision.pairs import VisionPairs
+from alignkd.student_train.objective.vision.settings import VisionSettings
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
+from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised"]
-Target = Literal["attention", "vision_top", "vision_all", "logits", "counterfactual"]
+Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
+Target = Literal[
+    "attention",
+    "vision_top",
+    "vision_all",
+    "logits",
+    "vision_states",
+    "vision_relations",
+    "state_norms",
+    "vision_text_affinity",
+    "counterfactual",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What terms on logits at other positions than the supervised ones need.
+
+    Attributes:
+        student: the student's head.
+        teacher: the teacher's, which makes logits of its stored states; None if no term needs it.
+        num_tokens: see `HeadInputs`.
+        chunk_bytes: see `fused_head_losses`.
+    """
+
+    student: Head
+    teacher: Head | None
+    num_tokens: int | None
+    chunk_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +96,11 @@ class ForwardPass:
         fixed_heads: the mixture of the teacher's heads where no adapter is trained.
         references: of the weights of attention rows; None: all rows count alike.
         second: what the terms on counterfactual targets need; None if no such term has a weight.
+        heads: both output heads.
+        vision: settings of the terms on states.
+        vision_pairs: the vision tokens that `vsd` and `vlad` compare; None: those of the same places.
+        after_layers: the student's hidden states [B, L, Ds] after decoder layers that a term compares, by number.
+        centres: of the loss `nd`; None if it has no weight.
     """
 
     batch: TrainBatch
@@ -77,6 +113,11 @@ class ForwardPass:
     fixed_heads: FixedHeads | None = None
     references: RowReferences | None = None
     second: SecondPasses | None = None
+    heads: Heads | None = None
+    vision: VisionSettings | None = None
+    vision_pairs: VisionPairs | None = None
+    after_layers: Mapping[int, Tensor] = field(default_factory=dict)
+    centres: Centres | None = None
 
     @property
     def num_samples(self) -> int:
@@ -90,6 +131,11 @@ class ForwardPass:
         rows_B = torch.arange(self.num_samples, device=tokens_B.device)
         # with its size given it need not wait for the device
         return rows_B.repeat_interleave(tokens_B, output_size=len(self.vision_PD))
+
+    @property
+    def samples_I(self) -> Tensor:
+        """int64 [I], the sample of each image, on the device."""
+        return to_device(self.batch.sequences.image_samples_I, self.hidden_BLD.device)
 
     @property
     def samples_N(self) -> Tensor:
@@ -108,18 +154,22 @@ class HeadInputs:
         num_tokens: the logit loss compares the first `num_tokens` columns, where the vocabularies of student and
             teacher are padded beyond the tokenizer's entries; None: all columns.
         divergence, temperature: settings of the logit loss.
-        on_support: whether the logit loss compares the teacher's kept tokens alone.
+        step_values: numbers that change from step to step and that the divergence reads by name.
+        groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
+        logit_factors_N: float32, multiplies the logit loss at each position; None: 1 everywhere.
     """
 
     labels_N: Tensor
     targets: LogitTargets | None
     teacher_head: Head | None
     num_tokens: int | None
-    divergence: Divergence
+    divergence: RowDivergence
     temperature: float
-    on_support: bool = False
+    step_values: Mapping[str, float] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
+    logit_factors_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +179,11 @@ class Term:
     Attributes:
         meaning: the line about its weight in docs/configuration.md.
         weight: default weight.
-        presets: the presets that give the term its default weight; the others give it 0.
+        presets: the presets that give the term its default weight; the others give it 0, or their own (`presets.py`).
         target: the stored target that it compares with; None if it needs no teacher.
-        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
+        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image
+            (`vsd` and `vlad` unless `vision_matching` pairs them).
+        teacher_head: it makes logits of the teacher's stored states with the teacher's head.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks
             its target the count is 0, and the sum must still depend on every parameter that the term trains (`idle`).
@@ -147,7 +199,8 @@ class Term:
     presets: tuple[Preset, ...] = ()
     target: Target | None = None
     positional: bool = False
-    adapter: Literal["attn_adapter", "proj_adapter"] | None = None
+    teacher_head: bool = False
+    adapter: Literal["attn_adapter", "proj_adapter", "state_adapter"] | None = None
     compute: Callable[[ForwardPass], LossSum] | None = None
     elements: Callable[[StoreReader, ModelConfig, AttentionMatch], NDArray[np.int64]] | None = None
     on_logits: Callable[[HeadInputs], HeadTerm] | None = None

@@ -9,13 +9,17 @@ from alignkd.student_train.objective.counterfactual_terms import (
     keep_term,
 )
 from alignkd.student_train.objective.logits.logit_terms import label_term, logit_term
+from alignkd.student_train.objective.norm_direction_term import nd_elements, nd_term
 from alignkd.student_train.objective.term import Preset, Term
+from alignkd.student_train.objective.vision.em_kd_terms import vlad_elements, vlad_term, vsd_elements, vsd_term
 from alignkd.student_train.objective.vision.embedding_terms import (
     vision_all_elements,
     vision_all_term,
     vision_top_elements,
     vision_top_term,
 )
+from alignkd.student_train.objective.vision.logit_term import visual_logit_elements, visual_logit_term
+from alignkd.student_train.objective.vision.relation_term import relation_elements, relation_term
 
 # By the name that they have in settings, metrics and TensorBoard.
 TERMS: dict[str, Term] = {
@@ -61,6 +65,48 @@ TERMS: dict[str, Term] = {
         presets=("paper",),
         target="logits",
         on_logits=logit_term,
+    ),
+    "relation": Term(
+        meaning="weight of the loss on the relations of vision tokens, LLaVA-KD's RDist.",
+        weight=0.0,
+        target="vision_relations",
+        positional=True,
+        compute=relation_term,
+        elements=relation_elements,
+    ),
+    "visual_logit": Term(
+        meaning="weight of the loss on the distribution at vision positions, LLaVA-KD's MDist.",
+        weight=0.0,
+        target="vision_states",
+        positional=True,
+        teacher_head=True,
+        compute=visual_logit_term,
+        elements=visual_logit_elements,
+    ),
+    "nd": Term(
+        meaning="weight of the loss on norm and direction of the last hidden states at supervised positions.",
+        weight=0.0,
+        target="state_norms",
+        adapter="state_adapter",
+        compute=nd_term,
+        elements=nd_elements,
+    ),
+    "vsd": Term(
+        meaning="weight of the reverse KL divergence between distributions at vision tokens, EM-KD's VSD.",
+        weight=0.0,
+        target="vision_states",
+        positional=True,
+        teacher_head=True,
+        compute=vsd_term,
+        elements=vsd_elements,
+    ),
+    "vlad": Term(
+        meaning="weight of the loss on the cosines between text queries and vision tokens, EM-KD's VLAD.",
+        weight=0.0,
+        target="vision_text_affinity",
+        positional=True,
+        compute=vlad_term,
+        elements=vlad_elements,
     ),
     EFFECT: Term(
         meaning="weight of the loss on the change of the distribution when the evidence in the image is replaced.",

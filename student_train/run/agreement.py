@@ -4,14 +4,16 @@ Codecs may differ: a batch that mixes them is decoded to float32 when it is made
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.student_train.run.target_sources import needs_head, targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
@@ -40,17 +42,28 @@ def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> N
             )
 
 
-def samples_in_several(readers: Sequence[StoreReader]) -> int:
-    """How many samples (conversation and images) are in more than one of the stores, counted once each."""
+def samples_in_several(readers: Sequence[StoreReader], used: NDArray[np.int64]) -> int:
+    """How many samples (conversation and images) are in more than one of the stores, counted once each.
+
+    Args:
+        used: positions of the samples that count, in the numbering of a `TrainingSet`.
+    """
+    ends = np.cumsum([0, *map(len, readers)])
+    is_used = np.zeros(ends[-1], np.bool_)
+    is_used[used] = True
     # 8 of 32 bytes of a hash suffice: among 10^8 samples, two different ones share them with probability 3e-4
-    each = [np.unique(reader.keys.first_words) for reader in readers]
+    each = [
+        np.unique(reader.keys.first_words[is_used[start:end]])
+        for reader, (start, end) in zip(readers, pairwise(ends.tolist()), strict=True)
+    ]
     _, counts = np.unique(np.concatenate(each), return_counts=True)
     return int(np.count_nonzero(counts > 1))
 
 
 def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     """What must be equal in all stores, by name."""
-    manifest, needed = reader.manifest, {*config.losses.needed_targets.values()}
+    manifest = reader.manifest
+    needed = {*targets_by_term(manifest, config.losses).values()}
     facts = {f"fingerprint {name}": _short(value) for name, value in sorted(manifest.fingerprint.items())}
     facts |= {f"shapes.{name}": str(value) for name, value in manifest.shapes.model_dump(mode="json").items()}
     if "attention" in needed:
@@ -64,7 +77,7 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     from_stem = targets_of_stem(reader, config)
     facts |= {f"the source of {name}": "the stem" if name in from_stem else "stored" for name in sorted(needed)}
     files = [STEM_FILE] if from_stem and config.stem is None else []
-    if "logits" in needed and manifest.codecs.logits.kind == "hidden" and "logits" not in from_stem:
+    if needs_head(manifest, config.losses) and "logits" not in from_stem:
         files.append(LM_HEAD_FILE)
     return facts | {name: _short(manifest.attachments.get(name, "absent")) for name in files}
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, stores_advantage
 from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.data.sources import sources_of
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.settings import MATCHED, LossConfig
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.inputs.examples import Preparation
@@ -31,6 +32,11 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
     logits = reader.manifest.codecs.logits
     if problems := losses.problems_with(logits.kind, f"store {reader.path}", logits.tail):
         raise TrainError("; ".join(problems))
+    if losses.logit_groups is not None and not stores_advantage(reader.manifest):
+        raise TrainError(
+            f"losses.logit_groups is {losses.logit_groups!r}, but store {reader.path} keeps no {ADVANTAGE}; leave "
+            "logit_groups out, or dump with store.counterfactual"
+        )
 
 
 def check_images(reader: StoreReader, images: Path | None, images_of: Mapping[str, Path | None]) -> None:
@@ -67,12 +73,34 @@ def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:
 
 def _check_vision_tokens(reader: StoreReader, preparation: Preparation, losses: LossConfig) -> None:
     """An image must become as many tokens as for the teacher if a term compares them one by one."""
+    if same_vision_tokens(reader, preparation):
+        return
     weighed = [name for name in losses.weights if TERMS[name].positional]
-    if weighed and not same_vision_tokens(reader, preparation):
+    if losses.vision_matching == "hungarian":
+        _check_known_vision_tokens(reader, preparation)
+        weighed = [name for name in weighed if name not in MATCHED]
+    if weighed:
         names = ", ".join(f"losses.{term}" for term in weighed)
+        known = None not in (reader.manifest.shapes.vision_tokens, preparation.vision_tokens)
+        match = ", set losses.vision_matching to hungarian" if known and {*weighed} <= {*MATCHED} else ""
         raise TrainError(
             f"store {reader.path}: {_vision_tokens(reader, preparation)}, so {names} have nothing to compare; set "
-            f"them to 0 (supervised and logit losses remain), or take a student {_like_the_teacher(preparation)}"
+            f"them to 0 (supervised and logit losses remain){match}, or take a student "
+            f"{_like_the_teacher(preparation)}"
+        )
+
+
+def _check_known_vision_tokens(reader: StoreReader, preparation: Preparation) -> None:
+    """Unequal numbers are matched if both are the same for every image: the number of pairs is then known in advance.
+
+    Raises:
+        TrainError: one of them depends on the image.
+    """
+    if None in (reader.manifest.shapes.vision_tokens, preparation.vision_tokens):
+        raise TrainError(
+            f"store {reader.path}: {_vision_tokens(reader, preparation)}, so losses.vision_matching 'hungarian' cannot "
+            f"know how many pairs there are; take a student {_like_the_teacher(preparation)}, or set losses.vsd and "
+            "losses.vlad to 0 and leave losses.vision_matching out"
         )
 
 

@@ -161,8 +161,15 @@ def _student_before_training(job: TrainJob, origin: Origin, checkpoint: Checkpoi
     """The student that the run started from; adapters of an earlier stage are read only if they were not trained."""
     if parts.names.issuperset(ADAPTER_WEIGHTS.values()):
         job = replace(job, train=job.train.model_copy(update={"adapters": None}))
-    sizes, layers = _teacher_sizes(checkpoint, parts, job), checkpoint.document.get(ADAPTERS, {}).get("layers")
-    student = student_to_export(job, origin, num_heads=sizes["heads"], hidden_size=sizes["hidden_sizes"], layers=layers)
+    sizes, kept = _teacher_sizes(checkpoint, parts, job), checkpoint.document.get(ADAPTERS, {})
+    student = student_to_export(
+        job,
+        origin,
+        num_heads=sizes["heads"],
+        hidden_size=sizes["hidden_sizes"],
+        layers=kept.get("layers"),
+        states=kept.get("states", False),
+    )
     student.adapters.to(job.torch_dtype)  # as the engine does
     return student
 

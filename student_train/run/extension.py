@@ -1,8 +1,8 @@
 """`train.extend`: a run that goes on from the last state of an earlier run, into an output of its own.
 
 The first start reads the earlier run. From then on, the checkpoints of the new run hold what the extension needs: the
-steps that the earlier run had done, its last learning rate, the steps of its `attention_decay`, and a hash of its
-state. So a resumed run does not need the earlier run any more.
+steps that the earlier run had done, its last learning rate, the steps of the first run of the chain where a weight or
+TAID's t follows them, and a hash of its state. So a resumed run does not need the earlier run any more.
 """
 
 import json
@@ -31,8 +31,9 @@ from alignkd.student_train.output import checkpoints_folder, read_finished
 from alignkd.student_train.run.lock import described_holder, no_training_starts
 
 PREFIX = "extend."
-# steps of the first run of a chain, of which `losses.attention_decay` is a share; only of runs with a decay
-DECAY_STEPS = PREFIX + "decay_steps"
+# steps of the first run of a chain, which `losses.attention_decay` and the floor of TAID's t follow; only of runs with
+# one of them
+FIRST_RUN_STEPS = PREFIX + "decay_steps"
 # what an extension may change: its length, and how the learning rate goes on
 FREE = {"steps", "warmup_ratio", "learning_rate", "projector_learning_rate", "adapter_learning_rate"}
 # of the validation, only what decides which samples are trained on: the best state is chosen among the added steps
@@ -85,12 +86,12 @@ def schedule_of(settings: Mapping[str, Any]) -> Schedule:
     return Schedule(steps=steps, warmup_ratio=warmup_ratio, first_step=first_step, kind=kind, factor=rate / peak)
 
 
-def decay_steps(settings: Mapping[str, Any]) -> int:
-    """The steps of which `losses.attention_decay` is a share in a run with these deciding settings.
+def first_run_steps(settings: Mapping[str, Any]) -> int:
+    """The steps over which `losses.attention_decay` and the floor of TAID's t go in a run with these deciding settings.
 
-    In an extension they are those of the first run, so that its decay goes on and the weight does not rise again.
+    In an extension they are those of the first run, so that the weight does not rise again and t does not fall.
     """
-    return int(settings.get(DECAY_STEPS, settings["steps"]))
+    return int(settings.get(FIRST_RUN_STEPS, settings["steps"]))
 
 
 def steps_done(run: Path) -> int:
@@ -222,8 +223,8 @@ def _beginning(extend: ExtendConfig, asked: dict[str, Any]) -> Extension:
     settings, step = checkpoint.settings, checkpoint.state.step
     last_rate = settings["learning_rate"] * schedule_of(settings)(step - 1)
     begun = {PREFIX + "step": step, PREFIX + "last_rate": last_rate, PREFIX + "state": state}
-    if settings.get("losses.attention_decay") is not None:
-        begun[DECAY_STEPS] = decay_steps(settings)
+    if settings.get("losses.attention_decay") is not None or settings.get("losses.taid") is not None:
+        begun[FIRST_RUN_STEPS] = first_run_steps(settings)
     return Extension(settings=asked | begun, checkpoint=checkpoint)
 
 

@@ -1,5 +1,6 @@
-"""What a training needs of the machine, apart from memory: `alignkd run` asks it before the teacher runs, which may be
-for days. The training itself refuses the same, each where it is used.
+"""What a training needs of the machine, apart from memory: `alignkd run` asks it before the teacher runs.
+
+The teacher may take days. The training itself refuses the same, each where it is used.
 """
 
 import torch

@@ -14,6 +14,7 @@ from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Division, Divisions
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.sample_kinds import SampleKinds
@@ -27,6 +28,7 @@ from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.objective.attention.match import AttentionMatch
+from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
@@ -35,13 +37,13 @@ from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.extension import (
     Extension,
     check_can_be_extended,
-    decay_steps,
     find_extension,
+    first_run_steps,
     schedule_of,
 )
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 
@@ -59,6 +61,9 @@ class StepPlan:
         kinds: samples of the global batch by kind.
         weights: weight of each loss term.
         attention_weight: that of the attention loss if it changes with the step, else None.
+        domain_weights: weight of each domain by its name, if they follow the student; otherwise {}.
+        group_sizes: positions of the high and of the low group of the logit loss in the global batch; None without
+            groups.
     """
 
     positions: NDArray[np.int64]
@@ -69,6 +74,8 @@ class StepPlan:
     learning_rate: float
     tokens: int
     kinds: dict[str, int]
+    domain_weights: dict[str, float]
+    group_sizes: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,7 @@ class RunPlan:
         extension: where it begins if it extends an earlier run, or None.
         schedule: learning rate of each step.
         attention: how attention is compared; None for a run that does not.
+        group_sizes: counts the positions of both groups of the logit loss; None for a run without groups.
     """
 
     job: TrainJob
@@ -108,6 +116,7 @@ class RunPlan:
     extension: Extension | None
     schedule: Schedule
     attention: AttentionMatch | None
+    group_sizes: GroupSizes | None
 
     @property
     def config(self) -> TrainConfig:
@@ -134,7 +143,7 @@ class RunPlan:
         """The optimiser step of this number, from 0."""
         config, positions = self.config, self.order.global_batch_indices(number)
         factor = self.schedule(number)
-        weights = config.losses.weights_at(number / decay_steps(self.settings))
+        weights = config.losses.weights_at(number / first_run_steps(self.settings))
         return StepPlan(
             weights=weights,
             attention_weight=None if config.losses.attention_decay is None else weights.get("attention"),
@@ -144,7 +153,15 @@ class RunPlan:
             learning_rate=config.learning_rate * factor,
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
+            domain_weights=self._domain_weights(number),
+            group_sizes=None if self.group_sizes is None else self.group_sizes(positions),
         )
+
+    def _domain_weights(self, step: int) -> dict[str, float]:
+        if not isinstance(self.order, DomainOrder):
+            return {}
+        names = (portion.name for portion in self.mixture.portions)
+        return dict(zip(names, self.order.weights_of(step), strict=True))
 
     def step_sources(
         self, step: StepPlan, counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
@@ -217,7 +234,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
-    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=held_out)
+    mixture = Mixture.of(
+        stores, samples.readers, job.source_weights, held_out=held_out, domain_weights=job.train.domain_weights
+    )
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     settings = deciding_settings(job, student, samples.readers, mixture, ranks)
     if (extension := find_extension(job.train, ranks)) is not None:
@@ -240,6 +259,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         extension=extension,
         schedule=schedule_of(settings),
         attention=attention_match(samples.reader, student.config, job.train),
+        group_sizes=None if losses.high_share is None else GroupSizes(samples.readers, losses.high_share),
     )
 
 
@@ -275,8 +295,9 @@ def micro_batches(
         divisions,
         ranks,
         steps=range(first_step, config.num_steps),
-        targets={*config.losses.needed_targets.values()},
+        targets={*targets_by_term(samples.reader.manifest, config.losses).values()},
         stem=stem,
         attention=attention,
         workers=config.data_workers,
+        high_share=config.losses.high_share,
     )

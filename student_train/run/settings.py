@@ -43,6 +43,7 @@ NOT_DECIDING = {
     "profile",  # given as `targets`
     "targets",
     "stem",
+    "centres",  # given as its checksum
     "log_every",
     "data_workers",
     "validation",  # see DECIDING_IN_VALIDATION
@@ -75,6 +76,8 @@ def deciding_settings(
         validation = config.validation.model_dump(mode="json", include=DECIDING_IN_VALIDATION)
         validation["figure"] = config.validation.chosen_figure
         decided |= {f"validation.{name}": value for name, value in validation.items()}
+    if config.centres is not None:
+        decided["centres_crc32c"] = _checksum("centres", config.centres)
     if (stem := stem_of_run(reader, config)) is not None:  # its fingerprint is the store's
         decided |= {f"targets.{name}": f"stem in {stem.dtype}" for name in targets_of_stem(reader, config)}
     return decided
@@ -84,6 +87,8 @@ def _of_losses(reader: StoreReader, student: Checkpoint, config: TrainConfig) ->
     losses = config.losses.model_dump(mode="json", exclude=NOT_DECIDING_LOSSES)
     if losses["attention_layers"] is not None and (match := attention_match(reader, student.config, config)):
         losses["attention_layers"] = str(match)  # a band means other layers with another store
+    if (taid := config.losses.taid_of_logit) is not None:
+        losses["taid"] = taid.model_dump(mode="json")  # the defaults are the same whether or not they are written
     return losses
 
 
@@ -98,6 +103,8 @@ def _of_stores(readers: Sequence[StoreReader], mixture: Mixture) -> dict[str, An
         }
         if set(weights) != {1.0}:
             own["weights"] = weights
+        if (chosen := mixture.lists[number]) is not None:
+            own["samples"] = chosen.content_hash
         if len(readers) > 1:
             own = {f"store.{number}.{name}": value for name, value in {"name": store.shown_name, **own}.items()}
         found |= own
@@ -114,12 +121,12 @@ def starting_point(job: TrainJob, student: Checkpoint) -> dict[str, Any]:
     adapters = job.train.adapters
     return {
         "student_weights": student.fingerprint,
-        "adapters_crc32c": _checksum(adapters) if adapters else None,
+        "adapters_crc32c": _checksum("adapters", adapters) if adapters else None,
     }
 
 
-def _checksum(adapters: Path) -> str:
+def _checksum(key: str, path: Path) -> str:
     try:
-        return f"{file_crc32c(adapters):08x}"
+        return f"{file_crc32c(path):08x}"
     except OSError as error:
-        raise unreadable(f"adapters {adapters}", error) from error
+        raise unreadable(f"{key} {path}", error) from error

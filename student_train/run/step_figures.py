@@ -1,21 +1,30 @@
 """The line of one step in `metrics.jsonl`."""
 
+from collections.abc import Mapping
+
 import torch
 
 from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, KIND_PREFIX, attention_of_layer
+from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, DOMAIN_WEIGHT, KIND_PREFIX, attention_of_layer
 from alignkd.student_train.run.plan import StepPlan
 
 
 def step_figures(
-    state: TrainState, step: StepPlan, tally: StepTally, outcome: StepOutcome, *, device: torch.device
+    state: TrainState,
+    step: StepPlan,
+    tally: StepTally,
+    outcome: StepOutcome,
+    *,
+    taid: Mapping[str, float | None],
+    device: torch.device,
 ) -> Metrics:
     """The line of the step that led to `state`. `output.FIGURES` lists every name that is not a loss.
 
     Args:
+        taid: figures of TAID, {} for a run without it.
         device: device of the first rank, whose memory is noted.
     """
     return {
@@ -26,6 +35,7 @@ def step_figures(
         "samples_seen": state.samples_seen,
         "learning_rate": step.learning_rate,
         **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),
+        **taid,
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,
         "seconds": tally.seconds,
@@ -34,5 +44,13 @@ def step_figures(
         "wait_share": tally.wait_share,
         "peak_memory_mib": peak_memory_mib(device),
         **{f"{KIND_PREFIX}{kind}": count for kind, count in step.kinds.items()},
-        **({BY_SOURCE: tally.by_source} if tally.by_source else {}),
+        **({BY_SOURCE: _with_weights(tally.by_source, step.domain_weights)} if tally.by_source else {}),
+    }
+
+
+def _with_weights(by_source: Mapping[str, Metrics], weights: Mapping[str, float]) -> dict[str, Metrics]:
+    """The figures of each source, with its weight where weights follow the student."""
+    return {
+        name: {**figures, **({DOMAIN_WEIGHT: weights[name]} if name in weights else {})}
+        for name, figures in by_source.items()
     }

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 import torch
 
 from alignkd.storage import StoreReader
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.centres import Centres
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.attention.chosen import attention_match, fixed_heads, teacher_heads
 from alignkd.student_train.run.checks import compared_tokens
-from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.target_sources import needs_head, stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.families.stem import smallest_depth
@@ -40,7 +42,8 @@ def build_student(
     match = attention_match(reader, model.config, job.train)
     num_heads, hidden_size = teacher_heads(reader, job.train), reader.manifest.shapes.hidden_size
     layers = None if match is None else match.student_layers
-    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers)
+    states = "nd" in job.train.losses.weights and hidden_size != model.config.hidden_size
+    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers, states=states)
     stem, head = load_stem(job, reader, model, () if match is None else match.teacher_layers)
     if head is None:
         head = teacher_head(reader, job.train.losses)
@@ -60,6 +63,25 @@ def build_student(
         attention=match,
         fixed_heads=fixed_heads(match, num_students=model.config.num_heads, num_teachers=num_heads),
         frozen_adapters=job.train.frozen_adapters,
+        centres=read_centres(job.train, reader),
+    )
+
+
+def read_centres(config: TrainConfig, reader: StoreReader) -> Centres | None:
+    """The teacher's class means; None if the loss `nd` has no weight.
+
+    Raises:
+        TrainError, InputError: see `Centres.read`.
+    """
+    if "nd" not in config.losses.weights:
+        return None
+    assert config.centres is not None  # `TrainConfig`
+    manifest = reader.manifest
+    return Centres.read(
+        config.centres,
+        fingerprint=manifest.fingerprint,
+        store=str(reader.path),
+        sizes=(manifest.shapes.vocab_size, manifest.shapes.hidden_size),
     )
 
 
@@ -87,7 +109,13 @@ def use_chosen_kernels(job: TrainJob, model: VisionLanguageModel, ranks: Ranks) 
 
 
 def student_to_export(
-    job: TrainJob, checkpoint: Checkpoint, *, num_heads: int, hidden_size: int, layers: Sequence[int] | None = None
+    job: TrainJob,
+    checkpoint: Checkpoint,
+    *,
+    num_heads: int,
+    hidden_size: int,
+    layers: Sequence[int] | None = None,
+    states: bool = False,
 ) -> DistilledStudent:
     """The student before its first step, without what only training needs: targets, stem and output head of a teacher.
 
@@ -95,15 +123,22 @@ def student_to_export(
         num_heads: attention heads of the teacher.
         hidden_size: hidden size of the teacher.
         layers: of the student, if several have an adapter.
+        states: whether its hidden states have an adapter.
     """
     model = load_student(job, checkpoint, "cpu")
-    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers)
+    adapters = _adapters(job, model, num_heads=num_heads, hidden_size=hidden_size, layers=layers, states=states)
     frozen = job.train.frozen_adapters
     return DistilledStudent(model, adapters, job.train.losses, trained=job.trained, frozen_adapters=frozen)
 
 
 def _adapters(
-    job: TrainJob, model: VisionLanguageModel, *, num_heads: int, hidden_size: int, layers: Sequence[int] | None
+    job: TrainJob,
+    model: VisionLanguageModel,
+    *,
+    num_heads: int,
+    hidden_size: int,
+    layers: Sequence[int] | None,
+    states: bool,
 ) -> Adapters:
     """Adapters before the first step, from a teacher with so many heads and this hidden size."""
     if job.train.losses.attention_heads != "adapter":
@@ -112,6 +147,7 @@ def _adapters(
         heads=(num_heads, model.config.num_heads),
         hidden_sizes=(hidden_size, model.config.hidden_size),
         layers=layers,
+        states=states,
     )
     if job.train.adapters is None:
         adapters.initialise(job.train.adapter_init, seed=job.train.seed)
@@ -147,7 +183,7 @@ def load_stem(
 
 def teacher_head(reader: StoreReader, losses: LossConfig) -> Head | None:
     """The head that turns stored hidden states into logits; None if the run needs none."""
-    if reader.manifest.codecs.logits.kind != "hidden" or "logits" not in losses.needed_targets.values():
+    if not needs_head(reader.manifest, losses):
         return None
     shapes = reader.manifest.shapes
     return read_head(reader.attachment(LM_HEAD_FILE), vocab_size=shapes.vocab_size, hidden_size=shapes.hidden_size)

@@ -3,11 +3,17 @@
 from pathlib import Path
 
 from alignkd.storage import StoreReader
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
+from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.objective.term import Target
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.target_source import target_source
 from alignkd.vlm.stem.checks import check_stem_of_teacher
 from alignkd.vlm.stem.file import STEM_FILE, StemInfo, open_table, read_stem_info
@@ -17,14 +23,29 @@ from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE
 def targets_of_stem(reader: StoreReader, config: TrainConfig) -> frozenset[str]:
     """The targets (`attention`, `vision_top`, `vision_all`, `logits`) that this run takes from the stem.
 
-    For `logits` the stem provides only the head that turns stored hidden states into logits.
+    For `logits` the stem provides only the head that turns stored hidden states into logits, also those at the vision
+    positions.
 
     Raises:
         TrainError: a loss has a weight, but its target is neither stored nor provided by a stem.
     """
     return frozenset(
-        key for term, key in config.losses.needed_targets.items() if _comes_from_stem(reader, config, term, key)
+        "logits" if key == "vision_states" else key
+        for term, key in targets_by_term(reader.manifest, config.losses).items()
+        if _comes_from_stem(reader, config, term, key)
     )
+
+
+def targets_by_term(manifest: Manifest, losses: LossConfig) -> dict[str, Target]:
+    """The target that each term with a weight needs from a store, by term: as `LossConfig.targets_in`."""
+    relations = stored_relations(manifest)
+    return losses.targets_in(relations=None if relations is None else relations[1], norms=keeps(manifest, STATE_NORMS))
+
+
+def needs_head(manifest: Manifest, losses: LossConfig) -> bool:
+    """Whether the teacher's head turns stored hidden states into logits."""
+    on_logits = "logits" in losses.needed_targets.values() and manifest.codecs.logits.kind == "hidden"
+    return on_logits or losses.needs_teacher_head
 
 
 def stem_of_run(reader: StoreReader, config: TrainConfig) -> StemInfo | None:
@@ -77,12 +98,67 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
     if key == "counterfactual":
         _check_counterfactual(reader, config, term)
         return False
+    if key == AFFINITY or term == "vision_matching":
+        _check_kept(reader, config, term, key)
+        return key == "vision_states" and _head_of_stem(reader, config)
+    if key in ("vision_states", "vision_relations"):
+        _check_states(reader, config, term, key)
+        return TERMS[term].teacher_head and _head_of_stem(reader, config)
+    if TERMS[term].target == "state_norms":
+        _check_norms(reader, config, term)
+        return False
     return _head_is_the_stems(reader, config, term) if key == "logits" else _is_the_stems(reader, config, term, key)
 
 
 def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -> None:
     if (problem := config.losses.problem_of_counterfactual(term, removed_part(reader.manifest))) is not None:
         raise TrainError(f"store {reader.path}: {problem}")
+
+
+def _check_kept(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:
+    """Refuse a store without a further target that a key of the section `losses` needs."""
+    if not keeps(reader.manifest, target):
+        value = getattr(config.losses, key)
+        other = "'place'" if isinstance(value, str) else "0"
+        raise TrainError(
+            f"losses.{key} is {value}, but store {reader.path} keeps no target for it; set losses.{key} to {other} or "
+            f"dump again with store.{target}"
+        )
+
+
+def _check_states(reader: StoreReader, config: TrainConfig, term: str, key: str) -> None:
+    """Refuse a store without the states, or the relations, that a term on vision tokens compares."""
+    if key == "vision_states" and keeps(reader.manifest, VISION_STATES):
+        return
+    losses, relations = config.losses, stored_relations(reader.manifest)
+    if key == "vision_relations" and relations is not None and relations[1] == losses.relations_of:
+        return
+    wanted = "store.vision_states"
+    if term == "relation":
+        found = "no relations" if relations is None else f"those of {relations[1]}"
+        of = losses.relations_of
+        also = " or with store.vision_states" if key == "vision_states" else ""
+        wanted = f"store.vision_relations and store.relations_of {of}{also} (it has {found})"
+        if losses.relation_rows == "plain":
+            wanted = "store.vision_states, which losses.relation_rows 'plain' needs"
+    raise TrainError(
+        f"losses.{term} is {losses.weights[term]}, but store {reader.path} keeps no target for it; set losses.{term} "
+        f"to 0 or dump again with {wanted}"
+    )
+
+
+def _check_norms(reader: StoreReader, config: TrainConfig, term: str) -> None:
+    if not keeps(reader.manifest, STATE_NORMS) and reader.manifest.codecs.logits.kind != "hidden":
+        raise TrainError(
+            f"losses.{term} is {config.losses.weights[term]}, but store {reader.path} keeps neither state_norms nor "
+            f"logits 'hidden'; set losses.{term} to 0 or dump again with store.state_norms"
+        )
+
+
+def _head_of_stem(reader: StoreReader, config: TrainConfig) -> bool:
+    """Whether the head for stored hidden states is that of the stem: it is chosen, or the store has none."""
+    chosen = config.targets.logits
+    return LM_HEAD_FILE not in reader.manifest.attachments if chosen is None else chosen == "stem"
 
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
@@ -111,6 +187,4 @@ def _head_is_the_stems(reader: StoreReader, config: TrainConfig, term: str) -> b
             f"targets.logits is 'stem', but store {reader.path} keeps logits {kind!r}, which need no lm_head; set it "
             "to 'stored', or dump logits 'hidden'"
         )
-    if chosen is None:
-        return kind == "hidden" and LM_HEAD_FILE not in reader.manifest.attachments
-    return chosen == "stem"
+    return kind == "hidden" and _head_of_stem(reader, config)

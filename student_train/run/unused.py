@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from alignkd.storage import StoreReader
 from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
+from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.storage.tools.target_bytes import bytes_per_record
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.run.target_sources import targets_of_stem
+from alignkd.student_train.run.target_sources import targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 
 
@@ -21,7 +23,7 @@ class UnusedTarget:
     """A stored target, or some layers of the attention, that no loss compares with.
 
     Attributes:
-        target: `attention`, `vision_top`, `vision_all`, `logits` or `counterfactual`.
+        target: `attention`, `vision_top`, `vision_all`, `logits`, `counterfactual`, or the name of a further target.
         layers: the teacher's layers; empty for other targets.
         share: share of the target's bytes.
     """
@@ -42,16 +44,24 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
     Args:
         from_stem: the targets that the run takes from the stem, whether they are stored or not.
     """
-    needed = {*losses.needed_targets.values()} - {*from_stem}
+    compared: set[str] = {*targets_by_term(manifest, losses).values()}
+    needed = compared - {*from_stem}
     codecs = manifest.codecs
+    if losses.logit_groups is not None:
+        needed.add("counterfactual")
     if "vision_top" in needed and codecs.vision_top == FROM_ALL:
         needed.add("vision_all")
     stored = {
         "vision_top": codecs.vision_top not in NOT_STORED,
         "vision_all": codecs.vision_all not in NOT_STORED,
         "logits": codecs.logits.kind != "none",
+        **{name: keeps(manifest, name) for name in (VISION_STATES, STATE_NORMS, AFFINITY)},
         "counterfactual": removed_part(manifest) is not None,
     }
+    if (relations := stored_relations(manifest)) is not None:
+        name, _ = relations
+        stored[name] = True
+        needed |= {name} if "vision_relations" in needed else set()
     others = (UnusedTarget(target=name) for name, is_stored in stored.items() if is_stored and name not in needed)
     return (*_unused_attention(manifest, losses, used="attention" in needed), *others)
 

@@ -24,7 +24,7 @@ from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.checks import check_images, check_store_fits
 from alignkd.student_train.run.plan import RunPlan
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run
+from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.validation_config import ValidationConfig, ValidationData, terms_without_teacher
 from alignkd.vlm.data.data_list import needs_folder
 from alignkd.vlm.data.images import image_files
@@ -140,11 +140,11 @@ def _check_agrees(reader: StoreReader, plan: RunPlan) -> None:
 def _stored(
     plan: RunPlan, samples: TrainingSet, positions: NDArray[np.int64], *, described: str, identity: str
 ) -> ValidationSamples:
-    losses = _with_plain_labels(plan.config.losses)
+    losses = plan.config.losses.for_validation
     load = partial(
         load_batch,
         samples,
-        targets={*losses.needed_targets.values()},
+        targets={*targets_by_term(samples.reader.manifest, losses).values()},
         stem=stem_lookup(samples.reader, plan.config),
         attention=chosen_attention(samples.reader, plan.attention),
     )
@@ -165,7 +165,7 @@ def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> Valid
     positions = every
     if config.max_samples is not None and len(source) > config.max_samples:
         positions = np.sort(permutation(len(source), 0, 0)[: config.max_samples])
-    losses = losses_without_teacher(_with_plain_labels(plan.config.losses))
+    losses = losses_without_teacher(plan.config.losses.for_validation)
     _check_any_usable(source, preparation, positions)
     return ValidationSamples(
         described=f"{_count(positions, every)} of {source.path}, terms without a teacher: {', '.join(losses.weights)}",
@@ -176,11 +176,6 @@ def _raw(plan: RunPlan, config: ValidationConfig, data: ValidationData) -> Valid
         prepare=partial(_prepare_raw, source, preparation),
         has_targets=False,
     )
-
-
-def _with_plain_labels(losses: LossConfig) -> LossConfig:
-    """The same terms with plain cross-entropy: figures of runs with different factors can then be compared."""
-    return losses.model_copy(update={"supervised_on_generated": 1.0})
 
 
 def losses_without_teacher(losses: LossConfig) -> LossConfig:

@@ -17,7 +17,16 @@ from alignkd.storage.codecs.settings import (
     profile_codecs,
 )
 from alignkd.storage.layouts.registry import layout_names
+from alignkd.storage.schema.targets.affinity import affinity_target
 from alignkd.storage.schema.targets.named import NamedTarget
+from alignkd.storage.schema.targets.vision import (
+    LAST_HIDDEN,
+    check_relations_of,
+    layer_of_relations,
+    relations_target,
+    state_norms_target,
+    vision_states_target,
+)
 from alignkd.teacher_dump.settings.attention import AttentionConfig, codec_or_layers
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.settings.stem import StemConfig
@@ -52,6 +61,14 @@ class StoreConfig(Settings):
             store then contains.
         stem: depth of the stem that the store carries.
         logits: how the teacher's distribution at supervised positions is kept.
+        vision_states: codec of the last hidden states at the vision positions, or `none`; the store then contains the
+            teacher's lm_head, with which they give the exact logits there.
+        vision_relations: codec of the cosines of all pairs of vision tokens of each image, or `none`.
+        relations_of: the states that `vision_relations` compare: `last_hidden`, the last hidden states after the final
+            norm; `projector`, the projector's output; `layer_K`, the output of decoder layer K, counted from 0.
+        state_norms: codec of the norms of the last hidden states at the supervised positions, or `none`.
+        vision_text_affinity: codec of the cosines between the last hidden states at text queries and at vision tokens,
+            or `none`.
         counterfactual: a second pass of the teacher with vision embeddings replaced; None: none.
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
@@ -71,6 +88,11 @@ class StoreConfig(Settings):
     vision_all: Annotated[str, _codec_for("vision_all", *NOT_STORED)] = "float16"
     stem: StemConfig = StemConfig()
     logits: LogitsCodec = LogitsCodec()
+    vision_states: Annotated[str, _codec_for("hidden", NONE)] = NONE
+    vision_relations: Annotated[str, _codec_for("unit", NONE)] = NONE
+    relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
+    state_norms: Annotated[str, _codec_for("hidden", NONE)] = NONE
+    vision_text_affinity: Annotated[str, _codec_for("unit", NONE)] = NONE
     counterfactual: CounterfactualConfig | None = None
     shard_size: Count = 256
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -105,6 +127,21 @@ class StoreConfig(Settings):
                 f"attention_pairs is {self.attention_pairs!r}, but attention is a section; leave attention_pairs out "
                 f"and set attention.pairs, now {self.attention.pairs!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_relations_are_stored(self) -> Self:
+        if self.relations_of != LAST_HIDDEN and self.vision_relations == NONE:
+            raise ValueError(
+                f"relations_of is {self.relations_of!r}, but vision_relations is 'none', so none are stored; set "
+                "vision_relations to a codec, or leave relations_of out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_one_number(self) -> Self:
+        if self.state_norms == "int8_group":
+            raise ValueError("state_norms is 'int8_group', which needs rows of several values; choose another codec")
         return self
 
     @model_validator(mode="after")
@@ -144,13 +181,40 @@ class StoreConfig(Settings):
         )
 
     def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
-        """The targets that are not among `codecs`: attention of chosen layers of this teacher, a counterfactual pass.
+        """The targets that are not among `codecs`: attention of chosen layers of this teacher, states and relations of
+        vision tokens, a counterfactual pass.
 
         Raises:
-            InputError: see `AttentionConfig.targets`.
+            InputError: see `AttentionConfig.targets`; or relations that this teacher does not have.
         """
         compared = () if self.counterfactual is None else self.counterfactual.targets()
-        return (*self._of_layers(teacher), *compared)
+        return (*self._of_layers(teacher), *self._of_states(teacher), *compared)
+
+    def _of_states(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
+        found = []
+        if self.vision_states != NONE:
+            found.append(vision_states_target(self.vision_states, teacher.hidden_size))
+        if self.vision_relations != NONE:
+            self._check_relations(teacher)
+            found.append(relations_target(self.vision_relations, self.relations_of))
+        if self.state_norms != NONE:
+            found.append(state_norms_target(self.state_norms))
+        if self.vision_text_affinity != NONE:
+            found.append(affinity_target(self.vision_text_affinity))
+        return tuple(found)
+
+    def _check_relations(self, teacher: ModelConfig) -> None:
+        layer = layer_of_relations(self.relations_of)
+        if layer is not None and layer >= teacher.num_layers:
+            raise InputError(
+                f"store.relations_of is {self.relations_of!r}, but the teacher has {teacher.num_layers} decoder "
+                f"layers, layer_0 to layer_{teacher.num_layers - 1}; choose one of them"
+            )
+        if teacher.vision_tokens == 1:
+            raise InputError(
+                f"store.vision_relations is {self.vision_relations!r}, but an image is one vision token of this "
+                "teacher, so there is no pair; set it to none"
+            )
 
     def _of_layers(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         return self.attention.targets(teacher) if isinstance(self.attention, AttentionConfig) else ()
@@ -184,6 +248,17 @@ class StoreConfig(Settings):
         # the focus tokens need the first layer that has attention, most often 0
         first = self.vision_top not in NOT_STORED and not self.attention.has_layer_0
         return min(num_layers, self.attention.most_layers(num_layers) + first)
+
+    @property
+    def recorded_layers(self) -> tuple[int, ...]:
+        """The decoder layers whose output the pass of the teacher records."""
+        layer = None if self.vision_relations == NONE else layer_of_relations(self.relations_of)
+        return () if layer is None else (layer,)
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the store contains the teacher's lm_head: it keeps hidden states in place of logits."""
+        return self.logits.kind == "hidden" or self.vision_states != NONE
 
     @property
     def from_stem(self) -> tuple[str, ...]:

@@ -20,8 +20,10 @@ from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, Coun
 from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
+from alignkd.teacher_dump.targets.states import StateRows, StatesCapture
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Vision, VisionLanguageModel
+from alignkd.vlm.families.recorded_states import recorded_states
 from alignkd.vlm.hardware.transfers import to_device
 from alignkd.vlm.inputs.batch import collate_sequences
 
@@ -42,6 +44,7 @@ class Captured:
         attention, vision_top, attention_layers: see `SampleAttention`.
         vision: parts of [P, Dt] for each image.
         logits: see `distribution.keep_distribution`.
+        states: see `StatesCapture`.
         counterfactual: see `CounterfactualPass`; None also for a sample without images.
     """
 
@@ -50,12 +53,14 @@ class Captured:
     attention_layers: Mapping[str, Sequence[HostArrays]]
     vision: tuple[HostArrays, ...]
     logits: LogitRows
+    states: tuple[StateRows, ...] = ()
     counterfactual: CounterfactualRows | None = None
 
     def arrive(self) -> None:
         """Wait until everything is on the host, so that the device memory is freed."""
         of_layers = (arrays for parts in self.attention_layers.values() for arrays in parts)
-        for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays):
+        of_states = (rows.arrays for rows in self.states)
+        for arrays in (self.attention, self.vision_top, *of_layers, *self.vision, self.logits.arrays, *of_states):
             if arrays is not None:
                 arrays.wait()
         if self.counterfactual is not None:
@@ -69,14 +74,23 @@ class Capture:
         model: the teacher.
         config: section `store`.
         num_tokens: columns of the head that are tokens, if the others are padding; None: all columns.
+        sequence_logprob: whether records hold the log-probability of their text.
     """
 
-    def __init__(self, model: VisionLanguageModel, config: StoreConfig, *, num_tokens: int | None = None) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        config: StoreConfig,
+        *,
+        num_tokens: int | None = None,
+        sequence_logprob: bool = True,
+    ) -> None:
+        self.model, self.config, self._sequence_logprob = model, config, sequence_logprob
         self._codec, self._num_tokens = config.logits, num_tokens
         self._copies = HostCopies(model.device)
         self._attention_capture = AttentionCapture(model, config, self._copies)
         self._images = SeenImages(model, config.vision_all, self._copies)
+        self._states = StatesCapture(config, self._copies)
         self._second = None
         if config.counterfactual is not None:
             self._second = CounterfactualPass(model, config.counterfactual, self._copies, num_tokens=num_tokens)
@@ -94,7 +108,10 @@ class Capture:
         """
         second = self._second
         watched = sorted({*self._attention_capture.watched, *(() if second is None else second.watched)})
-        with self.model.watched_layers(watched) if watched else nullcontext({}) as recorded:
+        with (
+            self.model.watched_layers(watched) if watched else nullcontext({}) as recorded,
+            recorded_states(self.model, self._states.layers) as after_layers,
+        ):
             images, hidden_BLD = self._forward(samples)
         layers = dict(recorded)
         del recorded  # so that the queries and keys of each layer are freed once its attention is done
@@ -102,6 +119,8 @@ class Capture:
         attention = self._attention(samples, layers, images)
         layers.clear()
         logits = self._logits(samples, hidden_BLD)
+        states = self._states(samples, hidden_BLD, images, after_layers)
+        after_layers.clear()
         compared = self._counterfactual(samples, images, hidden_BLD, evidence)
         self._images.end_batch(samples)
         return [
@@ -111,6 +130,7 @@ class Capture:
                 attention_layers=found.layers,
                 vision=tuple(parts for key in image_keys(sample) if (parts := images[key].parts) is not None),
                 logits=logits[row],
+                states=states[row],
                 counterfactual=compared.get(row),
             )
             for row, sample in enumerate(samples)
@@ -151,6 +171,7 @@ class Capture:
             None if drawn is None else to_device(torch.from_numpy(drawn), self.model.device),
             self._codec,
             num_tokens=self._num_tokens,
+            label_logprobs=self._sequence_logprob,
         )
         arrays, ends = self._copies.start(kept), np.cumsum(counts).tolist()
         return [LogitRows(arrays=arrays, rows=slice(end - count, end)) for end, count in zip(ends, counts, strict=True)]

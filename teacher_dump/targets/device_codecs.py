@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from alignkd.storage.codecs import check_all_present, get_codec
 from alignkd.storage.codecs.half_scale import INT8_STEPS
 from alignkd.storage.codecs.int8_group import GROUP
+from alignkd.storage.codecs.int8_unit import UNIT_STEPS
 from alignkd.storage.codecs.sqrt_u8 import STEPS
 from alignkd.storage.errors import RecordError, naming
 from alignkd.storage.record.encoded import EncodedArray
@@ -117,6 +118,10 @@ def _int8_group(values: Tensor) -> Parts:
     return {"": steps[..., :channels], "scale": scale}
 
 
+def _int8_unit(values: Tensor) -> Parts:
+    return {"": (values * UNIT_STEPS).round_().clamp_(-UNIT_STEPS, UNIT_STEPS).to(torch.int8)}
+
+
 def _half_at_least(values: Tensor) -> Tensor:
     """Round non-negative values up to float16."""
     halves = values.abs().half()
@@ -145,5 +150,6 @@ _ENCODERS: dict[str, Callable[[Tensor], Parts]] = {
     "sqrt_u8": _sqrt_u8,
     "int8_channel": _int8_channel,
     "int8_group": _int8_group,
+    "int8_unit": _int8_unit,
 }
 check_all_present(_ENCODERS, "_ENCODERS of teacher_dump/targets/device_codecs.py")

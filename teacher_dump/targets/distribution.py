@@ -2,7 +2,7 @@
 
 The logits of a whole batch are never in memory: the kept part is selected on the teacher's device, and only that is
 copied. `keep_distribution` does not synchronise with the device; ragged arrays are made on the host, in
-`stored_logits`.
+`stored_logits`. The log-probability of the labels is computed from the same logits before anything is cut or rounded.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +21,8 @@ from alignkd.teacher_dump.targets.drawing import draw_tokens, sampled_logits, un
 from alignkd.teacher_dump.targets.truncation import NOT_FINITE, keep_nucleus, keep_top_k, truncated_logits
 
 POSITIONS_AT_ONCE = 512
+# float32 [N], log-probability of the label among all tokens
+OF_LABELS = "of_labels"
 
 Rows = dict[str, Tensor]
 
@@ -34,6 +36,7 @@ def keep_distribution(
     codec: LogitsCodec,
     *,
     num_tokens: int | None = None,
+    label_logprobs: bool = False,
 ) -> Rows:
     """The part of the distribution at N positions that `codec` keeps: tensors with one row per position.
 
@@ -44,24 +47,37 @@ def keep_distribution(
         uniforms_ND: numbers in [0, 1) for `sampled`, on the same device.
         num_tokens: columns of real tokens, the first ones; kinds that keep a part of the distribution are taken over
             these. None: all columns.
+        label_logprobs: also give `OF_LABELS`, over the same columns for every kind.
     """
-    if codec.kind == "none":
-        return {}
-    if codec.kind == "hidden":
-        return _encoded_rows(hidden_ND, codec)
+    states = _encoded_rows(hidden_ND, codec) if codec.kind == "hidden" else {}
+    if codec.kind in ("hidden", "none") and not label_logprobs:
+        return states
     starts = range(0, max(len(hidden_ND), 1), POSITIONS_AT_ONCE)
-    chunks = [slice(start, start + POSITIONS_AT_ONCE) for start in starts]
-    kept = [
-        _keep(
-            head(hidden_ND[rows]),
-            labels_N[rows],
-            None if uniforms_ND is None else uniforms_ND[rows],
-            codec,
-            num_tokens,
+    kept = []
+    for rows in (slice(start, start + POSITIONS_AT_ONCE) for start in starts):
+        logits_NV, labels = head(hidden_ND[rows]), labels_N[rows]
+        found = _keep(logits_NV, labels, None if uniforms_ND is None else uniforms_ND[rows], codec, num_tokens)
+        if label_logprobs:
+            found[OF_LABELS] = _logprobs_of(logits_NV[:, :num_tokens], labels)
+        kept.append(found)
+    return states | {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
+
+
+def sequence_logprob(rows: Mapping[str, NDArray[Any]]) -> NDArray[np.float32] | None:
+    """The sum of `OF_LABELS` over a sample's rows, float32 [1], added in float64; None if the column is absent.
+
+    Raises:
+        RecordError: the teacher's output is NaN or infinite.
+    """
+    if OF_LABELS not in rows:
+        return None
+    values = rows[OF_LABELS].astype(np.float64)
+    if bad := int(np.count_nonzero(~np.isfinite(values))):
+        raise RecordError(
+            f"log-probabilities of labels at {bad} of {len(values)} supervised positions are NaN or infinite, "
+            "expected none"
         )
-        for rows in chunks
-    ]
-    return {name: torch.cat([rows[name] for rows in kept]) for name in kept[0]}
+    return np.array([values.sum()], np.float32)
 
 
 def draws_of(codec: LogitsCodec, seed: int, samples: list[tuple[int, int]]) -> NDArray[np.float64] | None:
@@ -93,6 +109,11 @@ def stored_logits(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec) -> Logit
     return sampled_logits(rows) if codec.kind == "sampled" else truncated_logits(rows)
 
 
+def _logprobs_of(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    logits_NV = logits_NV.float()
+    return logits_NV.gather(1, labels_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+
+
 def _encoded_rows(values_NX: Tensor, codec: LogitsCodec) -> Rows:
     """Stored parts with the extremes of each position, so that one sample's NaN does not affect others."""
     assert codec.dtype is not None
@@ -102,13 +123,16 @@ def _encoded_rows(values_NX: Tensor, codec: LogitsCodec) -> Rows:
 def _decoded_rows(rows: Mapping[str, NDArray[Any]], codec: LogitsCodec, field: str) -> Target:
     assert codec.dtype is not None
     smallest, largest = rows[EXTREMES].min(initial=0), rows[EXTREMES].max(initial=0)
-    parts = {**rows, EXTREMES: np.array([smallest, largest], np.float32)}
+    parts = {name: values for name, values in rows.items() if name != OF_LABELS}
+    parts[EXTREMES] = np.array([smallest, largest], np.float32)
     return StoredParts(codec=codec.dtype, parts=parts).target(field)
 
 
 def _keep(
     logits_NV: Tensor, labels_N: Tensor, uniforms_ND: Tensor | None, codec: LogitsCodec, num_tokens: int | None
 ) -> Rows:
+    if codec.kind in ("hidden", "none"):
+        return {}
     if codec.kind == "full":
         return _encoded_rows(logits_NV, codec)
     logits_NV = logits_NV[:, :num_tokens].contiguous()  # a copy only where columns are left out

@@ -1,15 +1,20 @@
 """From the teacher's outputs to the record that the store keeps."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from alignkd.storage.codecs.settings import FROM_ALL
 from alignkd.storage.record.record import Logits, Record, Target
+from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
 from alignkd.teacher_dump.targets.capture import Captured
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, joined
-from alignkd.teacher_dump.targets.distribution import stored_logits
+from alignkd.teacher_dump.targets.distribution import sequence_logprob, stored_logits
 
 
 def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> Record:
@@ -29,7 +34,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
         vision_top_embeddings=None if top is None else top.target("vision_top_embeddings"),
         vision_embeddings=_vision(captured, config),
         logits=stored_logits(rows, config.logits),
-        more=_more(captured, config),
+        more=_more(captured, config) | _of_sequence(rows),
     )
 
 
@@ -42,7 +47,13 @@ def _attention(captured: Captured, config: StoreConfig) -> Target | None:
 def _more(captured: Captured, config: StoreConfig) -> dict[str, Target | Logits]:
     """The further targets by their names."""
     compared = {} if captured.counterfactual is None else captured.counterfactual.targets()
-    return {**_attention_layers(captured, config), **compared}
+    states = {rows.name: rows.target() for rows in captured.states}
+    return {**_attention_layers(captured, config), **states, **compared}
+
+
+def _of_sequence(rows: Mapping[str, NDArray[Any]]) -> dict[str, Target | Logits]:
+    found = sequence_logprob(rows)
+    return {} if found is None else {SEQUENCE_LOGPROB: found}
 
 
 def _attention_layers(captured: Captured, config: StoreConfig) -> dict[str, Target]:

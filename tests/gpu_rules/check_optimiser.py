@@ -125,6 +125,20 @@ def test_losses_by_layer_wait_once_in_a_step(
     assert [(wait.reason, count) for wait, count in waits.items()] == [("tolist", STEPS)]
 
 
+def test_the_figures_of_taid_take_no_wait_of_their_own(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"logit_divergence": "taid", "taid": {"form": "bucketed"}}
+    here = jobs.train_job("compact", "taid-on-cpu", losses=losses)
+    train(here)
+    LOG.clear()
+    train_on_device(jobs.train_job("compact", "taid-on-device", losses=losses), monkeypatch)
+    found = figures(jobs.folder / "taid-on-device")
+    assert_close(found, figures(here.train.output))
+    assert [line["taid_t"] for line in found] == [0.4, 0.4] and all(line["taid_cross_entropy"] > 0 for line in found)
+    assert_waits_are([*STEP, *AROUND, *CHECKPOINT, ADAM_STEP])
+
+
 def test_a_resumed_run_goes_on(
     jobs: GoldenJobs, on_cpu: list[dict[str, Any]], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pretend_device import move, register
 
+from alignkd.storage import StoreReader
+from alignkd.storage.tools.centres import class_means
 from alignkd.student_train import trainer
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
@@ -18,13 +21,14 @@ from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
-from alignkd.student_train.run.target_sources import stem_lookup
+from alignkd.student_train.run.target_sources import stem_lookup, targets_by_term
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.vlm.data.source import DataSet
 from alignkd.vlm.families.family import ModelConfig
+from alignkd.vlm.weights.tensor_file import save_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
@@ -42,6 +46,16 @@ STORES: dict[str, dict[str, Any]] = {
     "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
+    "states": {
+        "profile": "compact",
+        "vision_states": "bfloat16",
+        "vision_relations": "float16",
+        "state_norms": "float32",
+    },
+    "layer_relations": {"profile": "compact", "vision_relations": "float16", "relations_of": "layer_1"},
+    "stem_relations": {"profile": "stem"},
+    "em_kd": {"vision_states": "float16", "vision_text_affinity": "float16"},
+    "matched": {"profile": "compact", "vision_states": "float16", "vision_text_affinity": "float16"},
 }
 # of the stores that the default losses do not fit, or whose targets they leave out
 LOSSES: dict[str, dict[str, Any]] = {
@@ -54,7 +68,12 @@ LOSSES: dict[str, dict[str, Any]] = {
     "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
-    "blank": {"effect": 1.0},
+    "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
+    "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
+    "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
+    "stem_relations": {"relation": 1.0, "relations_of": "projector"},
+    "em_kd": {"vsd": 0.25, "vlad": 25.0},
+    "matched": {"vsd": 0.25, "vlad": 25.0, "vision_matching": "hungarian"},
 }
 TWO_IMAGES = {
     "id": "two",
@@ -75,6 +94,7 @@ class GoldenJobs:
         self.data = folder / "data.json"
         self.data.write_text(json.dumps(self.samples))
         self.store = cache(self._store)
+        self.centres = cache(self._centres)
 
     def dump_job(self, kind: str, device: str) -> DumpJob:
         """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict is ignored."""
@@ -95,7 +115,9 @@ class GoldenJobs:
 
     def train_job(self, kind: str, name: str, **settings: Any) -> TrainJob:
         """A training of two steps of two micro-batches each from the CPU's store, in a folder `name`."""
-        dtype, losses = settings.pop("dtype", "float32"), {"losses": LOSSES.get(kind, {})}
+        dtype, losses = settings.pop("dtype", "float32"), {"losses": settings.pop("losses", LOSSES.get(kind, {}))}
+        if "nd" in losses["losses"]:
+            settings["centres"] = self.centres()
         given = {"steps": 2, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 1}
         return TrainJob(
             student=GOLDEN / "student",
@@ -105,6 +127,15 @@ class GoldenJobs:
             dtype=dtype,
             train=TrainConfig(output=self.folder / name, tensorboard=False, **given, **losses, **settings),
         )
+
+    def _centres(self) -> Path:
+        """Class means of the teacher, from the store with hidden states."""
+        reader = StoreReader(self.store("exact"))
+        found = class_means(reader, min_count=1)
+        tensors = {"tokens": torch.from_numpy(found.tokens), "centres": torch.from_numpy(found.means)}
+        path = self.folder / "centres.safetensors"
+        save_tensors(tensors, path, metadata={"class_means_of": reader.manifest.fingerprint["weights"]})
+        return path
 
     def _store(self, kind: str) -> Path:
         job = self.dump_job(kind, "cpu")
@@ -117,9 +148,10 @@ def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, 
     places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
     return collate(
         [dataset[places[sample_id]] for sample_id in ids],
-        targets=config.losses.needed_targets.values(),
+        targets=targets_by_term(dataset.reader.manifest, config.losses).values(),
         attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
+        high_share=config.losses.high_share,
     )
 
 

@@ -58,6 +58,16 @@ def unmet(waits: Mapping[Wait, int], known: Sequence[Known]) -> list[Known]:
 # A micro-batch of MobileVLM and a batch of its teacher: forward and backward pass wait for nothing.
 MICRO_BATCH: list[Known] = []
 TEACHER_BATCH: list[Known] = []
+# Of a micro-batch with images where `vision_matching` is `hungarian`.
+MATCHING = [
+    Known(
+        "student_train/objective/vision/pairs.py",
+        "match_vision_tokens",
+        "to the host",
+        1,
+        "distances of vision tokens, which the host matches",
+    ),
+]
 # Of models of transformers, without what transformers waits for.
 FAMILY_MICRO_BATCH = [
     Known(OUTSIDE, "", "boolean index", 6, "transformers adds features of the tower to hidden states of early layers"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.plan.disk.counterfactual import counterfactual_rows
 from alignkd.pipeline.plan.disk.samples import DataSize, SampleRows
+from alignkd.pipeline.plan.disk.vision import vision_rows
 from alignkd.storage.codecs.settings import NOT_STORED
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.registry import get_backend
@@ -21,7 +22,7 @@ from alignkd.storage.schema.commit_record import CommitRecord, FileEntry, Totals
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.sealed_json import seal
 from alignkd.storage.schema.targets.attention import attention_targets
-from alignkd.storage.tools.target_bytes import COUNTERFACTUAL, INPUTS, TARGETS, target_of
+from alignkd.storage.tools.target_bytes import INPUTS, TARGETS, target_of
 
 # what is neither a target nor inputs: indexes, commit records, manifest; files of the store as a whole
 OVERHEAD, ATTACHMENTS = "overhead", "attachments"
@@ -34,7 +35,7 @@ class StoreSize:
 
     Attributes:
         by_target: bytes of each of `TARGETS`, `inputs`, `overhead` and `attachments`; of a store with a counterfactual
-            pass also `counterfactual`.
+            pass also `counterfactual`; of each other further target by its name.
     """
 
     by_target: Mapping[str, int]
@@ -42,7 +43,7 @@ class StoreSize:
     @property
     def of_targets(self) -> int:
         """Bytes of all targets."""
-        return sum(self.by_target.get(target, 0) for target in (*TARGETS, COUNTERFACTUAL))
+        return sum(size for name, size in self.by_target.items() if name not in (INPUTS, OVERHEAD, ATTACHMENTS))
 
     @property
     def total(self) -> int:
@@ -118,6 +119,8 @@ def rows_of_groups(manifest: Manifest, rows: SampleRows, entries_per_position: f
             for pairs, target in attention_targets(manifest.stored_more).items()
         },
         **counterfactual_rows(manifest, rows),
+        **{target.name: np.ones_like(rows.tokens) for target in manifest.stored_more if target.rows == "record"},
+        **vision_rows(manifest, rows),
     }
 
 
@@ -137,7 +140,7 @@ def _shard_rows(manifest: Manifest, rows: SampleRows, groups: Mapping[str, NDArr
         groups=groups,
         has_image=rows.images > 0,
         widths=widths,
-        more_widths={width_field(t): rows.vision for t in attention_targets(manifest.stored_more).values()},
+        more_widths={width_field(target): rows.vision for target in manifest.stored_more if target.columns == "vision"},
     )
 
 

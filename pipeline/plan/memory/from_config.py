@@ -10,6 +10,7 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, LOGIT_BYTES, StudentLoad
 from alignkd.pipeline.plan.memory.micro_batch import LargestMicroBatch, may_accumulate
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.stem import stem_pass_bytes
+from alignkd.storage.codecs.settings import NONE
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
@@ -42,6 +43,8 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
         stored=round(tokens * stored / (data.num_records * data.mean("length"))),
         logit_bytes=LOGIT_BYTES[config.store.logits.kind],
         watched=config.store.most_watched_layers(teacher_shapes.size.num_layers),
+        vision_states=config.store.vision_states != NONE,
+        recorded=len(config.store.recorded_layers),
     )
 
 
@@ -53,13 +56,14 @@ def student_load(
     *,
     devices: int,
     student_layers: int,
+    student_hidden: int,
     stem_weights: int = 0,
     stem_depth: int = 1,
 ) -> StudentLoad | None:
     """The load of training, a micro-batch padded to the longest sample; None if the configuration trains no student.
 
     Args:
-        student_layers: decoder layers of the student.
+        student_layers, student_hidden: decoder layers and hidden size of the student.
         stem_weights: bytes of the teacher's stem on the device; 0 if it gives no target.
         stem_depth: its depth.
     """
@@ -86,7 +90,8 @@ def student_load(
         queries=most["queries"] * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=teacher.size.num_heads,
         teacher_hidden=teacher.size.hidden_size,
-        hidden_logits=config.store.logits.kind == "hidden" and "logit" in train.losses.weights,
+        hidden_logits=(config.store.logits.kind == "hidden" and "logit" in train.losses.weights)
+        or train.losses.needs_teacher_head,
         head_chunk_mib=train.losses.head_chunk_mib,
         attention_chunk_bytes=train.losses.attention_chunk_bytes("cuda"),
         attention_copies=COPIES_OF_FORM[train.losses.attention_form],
@@ -105,6 +110,9 @@ def student_load(
         trained=config.student.trained_config,
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
+        state_adapter="state_adapter" in adapters and teacher.size.hidden_size != student_hidden,
+        relations="relation" in train.losses.weights,
+        head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         passes=2 if has_second_pass(train.losses) else 1,
         num_samples=round(data.num_records),
         batch_bytes=largest.samples

@@ -12,7 +12,8 @@ from alignkd.vlm.kernels.choice import Kernels
 ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes per logit in progress, by kind. Kept tokens: the product, float32 log-probabilities, sorted values and their
 # int64 positions, masses. Draws: the product, float32 log-probabilities, running sums, and the entropy in float64.
-LOGIT_BYTES = {"full": 30, "topk": 30, "nucleus": 30, "sampled": 40, "hidden": 0, "none": 0}
+# Without logits: the product, float32 logits and their exponentials, for the log-probability of the text.
+LOGIT_BYTES = {"full": 30, "topk": 30, "nucleus": 30, "sampled": 40, "hidden": 12, "none": 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class StudentLoad:
         trained: what is trained of the student.
         attn_adapter, proj_adapter: whether this adapter is trained.
         token_budget: the setting of `train`; 0: `micro_batch` is given.
+        state_adapter: whether the adapter of hidden states is trained.
+        head_positions: vision tokens of a sample whose logits are compared too, in a pass of its own over the head.
+        relations: whether relations of vision tokens are compared.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -80,6 +84,9 @@ class StudentLoad:
     proj_adapter: bool = True
     token_budget: int = 0
     passes: int = 1
+    state_adapter: bool = False
+    head_positions: int = 0
+    relations: bool = False
 
     @property
     def element(self) -> int:
@@ -119,8 +126,10 @@ class TeacherLoad:
         supervised: positions whose next token has a label, over all samples of a forward pass.
         queries: rows of attention over all samples of a forward pass; 0 if none is computed.
         stored: bytes of the targets of a forward pass in the store.
-        logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`; 0 if no logits are computed.
+        logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`.
         watched: decoder layers whose queries and keys are recorded.
+        vision_states: whether hidden states at vision positions are kept.
+        recorded: decoder layers whose output is recorded.
     """
 
     dtype: str
@@ -135,3 +144,5 @@ class TeacherLoad:
     vision: int = 0
     largest: int = 0
     watched: int = 1
+    vision_states: bool = False
+    recorded: int = 0

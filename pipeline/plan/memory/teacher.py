@@ -31,8 +31,10 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     rows = ATTENTION_COPIES * work + 8 * load.queries * heads * (model.size.vision_tokens or load.largest)
     rows += 4 * e * model.query_width * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
-    states = e * D * (load.tokens + load.supervised)
     vision = load.vision or load.images * model.image.tokens
+    states = e * D * ((1 + load.recorded) * load.tokens + load.supervised)
+    if load.vision_states:  # those at the vision positions, as they are and in float32 for the codec
+        states += (e + 4) * D * min(vision, load.tokens)
     copies = VISION_COPIES * model.size.tower.levels if model.size.vision_tokens is None else 1
     parts = {
         "weights": weights,

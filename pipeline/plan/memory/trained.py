@@ -18,17 +18,19 @@ _NF4_BYTES = 1 / 2 + 4 / NF4_BLOCK
 
 
 def adapter_parameters(model: ModelShapes, load: StudentLoad) -> dict[str, int]:
-    """Parameters of both adapters: heads to heads, and hidden size to hidden size."""
+    """Parameters of the adapters: heads to heads, hidden size to hidden size, and back."""
     return {
         "attn_adapter": (load.teacher_heads + 1) * model.size.num_heads,
         "proj_adapter": (load.teacher_hidden + 1) * model.size.hidden_size,
+        # only runs that need it have it
+        **({"state_adapter": load.teacher_hidden * model.size.hidden_size} if load.state_adapter else {}),
     }
 
 
 def trained_adapters(model: ModelShapes, load: StudentLoad) -> int:
     """Parameters of the adapters that are trained."""
     sizes = adapter_parameters(model, load)
-    return load.attn_adapter * sizes["attn_adapter"] + load.proj_adapter * sizes["proj_adapter"]
+    return sum(size for name, size in sizes.items() if getattr(load, name))
 
 
 def counts_of(model: ModelShapes, load: StudentLoad) -> TrainedCounts:

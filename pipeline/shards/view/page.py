@@ -7,6 +7,7 @@ from typing import Any
 
 from alignkd.pipeline.shards.view.advantage_view import advantage_lines
 from alignkd.pipeline.shards.view.layer_view import layer_lines
+from alignkd.pipeline.shards.view.sequence_view import sequence_lines
 
 WIDTH = 110
 # repetitions of a piece that are counted, not shown: vision tokens of an image, if each has an id
@@ -32,6 +33,7 @@ def page(seen: dict[str, Any], note: str | None = None) -> str:
     lines += [f"{'tokens':<14}pieces, supervised ones in [ ]", *token_lines(seen)]
     lines += [f"{name:<23} {target['dtype']:<9}{target['shape']}" for name, target in seen["targets"].items()]
     lines += advantage_lines(seen["visual_advantage"])
+    lines += sequence_lines(seen["sequence_logprob"])
     lines += layer_lines(seen["attention_layers"])
     if seen["from_stem"]:
         lines.append(

@@ -9,6 +9,7 @@ from alignkd.pipeline.shards.view.advantage_view import advantage_figures
 from alignkd.pipeline.shards.view.grids import square_grid, token_grids, vision_blocks
 from alignkd.pipeline.shards.view.layer_view import layer_rows
 from alignkd.pipeline.shards.view.pieces import Pieces
+from alignkd.pipeline.shards.view.sequence_view import sequence_figures
 from alignkd.pipeline.shards.view.teacher_view import supervised_rows
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.lm_head import LmHead
@@ -103,6 +104,7 @@ def summary(
             for name, values in export_tensors(record, manifest).items()
         },
         "visual_advantage": advantage_figures(record),
+        "sequence_logprob": sequence_figures(record),
         "attention_layers": layer_rows(record, manifest),
         "from_stem": list(manifest.from_stem) if record.has_image else [],
     }

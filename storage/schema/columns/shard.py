@@ -28,6 +28,7 @@ from alignkd.storage.schema.columns.column import (
 from alignkd.storage.schema.columns.logits import codec_of_logits, logit_columns, logits_codec_of
 from alignkd.storage.schema.columns.schema2 import columns_of_schema2
 from alignkd.storage.schema.manifest import Manifest
+from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.attention import NAMES as ATTENTION_LAYERS
 from alignkd.storage.schema.targets.named import NamedTarget
 
@@ -222,7 +223,8 @@ def _groups_of(target: NamedTarget) -> tuple[str, ...]:
 def _column_block(target: NamedTarget, manifest: Manifest) -> int:
     """Columns of a chunk: whole images where all have the same number of tokens, so that nothing is filled up."""
     tokens = manifest.shapes.vision_tokens
-    return tokens if target.name in ATTENTION_LAYERS.values() and tokens is not None else COLUMN_BLOCK
+    of_images = target.name in (*ATTENTION_LAYERS.values(), AFFINITY)
+    return tokens if of_images and tokens is not None else COLUMN_BLOCK
 
 
 def _columns_of_more(target: NamedTarget, manifest: Manifest) -> list[Column]:

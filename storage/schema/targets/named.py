@@ -19,6 +19,10 @@ MAX_MORE = 64
 MAX_LAYERS = 1 << 10
 # ends of the names of columns that parts of targets have
 _PARTS = ("scale", "columns", "counts", "logmass", "ids", "logprobs", "draws", "entropy", "logits", "states")
+# such names that are no part all the same: no target is called `vision`
+_NO_PARTS = ("vision_states",)
+# codecs of values in [-1, 1] alone
+_UNIT = tuple(name for name in codec_names("unit") if name not in codec_names("hidden"))
 # names of the columns and groups that every store has
 RESERVED = frozenset(
     {
@@ -123,7 +127,8 @@ class NamedTarget(BaseModel):
 
     def _problem(self) -> str | None:
         kind, codec = self.kind, self.codec
-        if self.name in RESERVED or self.name.rpartition("_")[2] in _PARTS:
+        is_part = self.name.rpartition("_")[2] in _PARTS and self.name not in _NO_PARTS
+        if self.name in RESERVED or is_part:
             return "its name is that of a column or of a part of one; choose another"
         of_own_settings = kind in ("vision", "vision_top") or self.rows == "vision_top"
         if of_own_settings or (self.source == "stem" and kind != "attention"):
@@ -134,7 +139,7 @@ class NamedTarget(BaseModel):
             if self.columns is not None or self.lead is not None or self.width is not None:
                 return "kind logits has neither columns nor heads nor width; they follow from its settings"
             return None
-        allowed = codec_names("attention" if kind == "attention" else "hidden")
+        allowed = codec_names("attention") if kind == "attention" else (*codec_names("hidden"), *_UNIT)
         if codec not in allowed and self.source == "store":
             return f"codec is {str(codec)[:80]!r}, kind {kind} needs one of {', '.join(allowed)}"
         if kind == "attention" and (self.columns is None or self.heads is None):

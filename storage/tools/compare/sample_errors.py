@@ -15,6 +15,7 @@ from alignkd.storage.tools.compare.matching import match_records
 from alignkd.storage.tools.verify.advantage import AdvantageSums, advantage_sums
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
+from alignkd.storage.tools.verify.sequence import SequenceFigures, SequenceSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class StatedErrors:
         attention: sums of attention rows.
         labels: whether the teacher's probabilities fit the labels; `topk` and `nucleus` keep each label.
         advantage: visual advantage; without positions where the store has no counterfactual pass.
+        sequences: the teacher's perplexity of whole samples; without records where the store lacks the target.
         largest_mass_error: largest |mass of entries and tail - 1|; None for other logits.
     """
 
@@ -51,6 +53,7 @@ class StatedErrors:
     attention: AttentionSums
     labels: LabelVerdict
     advantage: AdvantageSums
+    sequences: SequenceFigures
     largest_mass_error: float | None
 
 
@@ -72,13 +75,14 @@ def stated_errors(
     """
     lm_head = open_lm_head(reader.files, reader.manifest)
     attention, labels, masses = AttentionSums(), LabelScores(reader.manifest), []
-    advantage, sums = AdvantageSums(), dict[str, _BoundSum]()
+    advantage, sequences, sums = AdvantageSums(), SequenceSums(), dict[str, _BoundSum]()
     for position in positions:
         record = reader[position]
         for name, target in targets_of(record):
             sums.setdefault(name, _BoundSum()).add(target)
         attention = attention + record_sums(record, reader.manifest)
         advantage = advantage + advantage_sums(record)
+        sequences.add(record)
         if (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)
         if isinstance(record.logits, TruncatedLogits):
@@ -90,6 +94,7 @@ def stated_errors(
         attention=attention,
         labels=labels.verdict(),
         advantage=advantage,
+        sequences=sequences.figures(),
         largest_mass_error=max(masses, default=None),
     )
 

@@ -2,6 +2,7 @@
 
 Labels: the label of a position must be more probable for the teacher than its neighbour's (`label_shift.py`).
 Attention: probabilities of one query are not negative and sum to at most 1 (`attention_sums.py`).
+Log-probabilities of whole samples: each is at most 0 and equals that of the stored entries (`sequence.py`).
 Visual advantage: of a store with a counterfactual pass, it is not 0 everywhere (`advantage.py`).
 """
 
@@ -18,6 +19,7 @@ from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.tools.verify.advantage import AdvantageSums, advantage_rounding, advantage_sums
 from alignkd.storage.tools.verify.attention_sums import AttentionSums, record_sums
 from alignkd.storage.tools.verify.label_shift import LabelScores, LabelVerdict
+from alignkd.storage.tools.verify.sequence import SequenceFigures, SequenceSums
 from alignkd.storage.tools.verify.verify import Problem
 
 # supervised positions of a shard whose labels are looked up; with hidden states each costs a product with the lm_head
@@ -32,6 +34,7 @@ class PlausibilityReport:
     labels: LabelVerdict
     attention: AttentionSums
     advantage: AdvantageSums = field(default_factory=AdvantageSums)
+    sequences: SequenceFigures = field(default_factory=SequenceFigures)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -54,11 +57,11 @@ def check_plausibility(
     store = ShardFolder(files)
     lm_head = open_lm_head(files, store.manifest)
     labels, attention = LabelScores(store.manifest), AttentionSums()
-    advantage = AdvantageSums()
+    advantage, sequences = AdvantageSums(), SequenceSums()
     problems: list[Problem] = []
     for shard in [shard for shard in store.shards if shard not in skip]:
         try:
-            of_shard, sums, gains = _look(store.open(shard), store.manifest, lm_head, progress)
+            of_shard, sums, gains = _look(store.open(shard), store.manifest, lm_head, sequences, progress)
         except RemoteError:
             raise
         except StoreError as error:
@@ -68,6 +71,8 @@ def check_plausibility(
         problems += [Problem(shard=shard, message=f"shard {shard}: {line}") for line in found]
         labels.add_all(of_shard)
         attention, advantage = attention + sums, advantage + gains
+    texts = sequences.figures()
+    problems += [Problem(shard=None, message=f"store {files.location}: {line}") for line in texts.problems]
     if not problems:  # too few positions in each shard may be enough together
         problems += [Problem(shard=None, message=f"store {files.location}: {line}") for line in labels.problems()]
     blind = advantage.problems(advantage_rounding(store.manifest.fingerprint.get("dtype", "")))
@@ -75,13 +80,19 @@ def check_plausibility(
     verdict = labels.verdict()
     if store.manifest.codecs.logits.kind == "hidden" and lm_head is None:
         verdict = LabelVerdict(outcome="not stored")
-    return PlausibilityReport(labels=verdict, attention=attention, advantage=advantage, problems=problems)
+    return PlausibilityReport(
+        labels=verdict, attention=attention, advantage=advantage, sequences=texts, problems=problems
+    )
 
 
 def _look(
-    shard: OpenShard, manifest: Manifest, lm_head: LmHead | None, progress: Callable[[int], object]
+    shard: OpenShard,
+    manifest: Manifest,
+    lm_head: LmHead | None,
+    sequences: SequenceSums,
+    progress: Callable[[int], object],
 ) -> tuple[LabelScores, AttentionSums, AdvantageSums]:
-    """Check attention and visual advantage of every record and the labels of evenly spaced records."""
+    """Check attention, visual advantage and log-probability of every record, the labels of evenly spaced records."""
     labels, sums, total = LabelScores(manifest), AttentionSums(), shard.tables.rows_of("supervised")
     gains = AdvantageSums()
     stride = -(-total // (MAX_POSITIONS if lm_head is None else MAX_HIDDEN_POSITIONS)) or 1
@@ -89,6 +100,7 @@ def _look(
         record = shard.record(number)
         sums = sums + record_sums(record, manifest)
         gains = gains + advantage_sums(record)
+        sequences.add(record)
         if number % stride == 0 and (found := distribution_of(record.logits, lm_head)) is not None:
             labels.add(record, found)
         progress(1)

@@ -14,21 +14,12 @@ They are the only ones for a teacher whose tail is unknown, and do not depend on
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-LogitDivergence = Literal[
-    "reverse_kl",
-    "forward_kl",
-    "js",
-    "skewed_reverse_kl",
-    "skewed_forward_kl",
-    "support_reverse_kl",
-    "support_forward_kl",
-    "support_js",
-]
+from alignkd.student_train.losses.logits.tvd import tvd
+
 Divergence = Callable[[Tensor, Tensor], Tensor]  # student and teacher log-probabilities -> terms of the same shape
 
 
@@ -71,6 +62,7 @@ SUPPORT = ("support_reverse_kl", "support_forward_kl", "support_js")
 PLAIN: dict[str, Divergence] = {
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
+    "tvd": tvd,
     "support_reverse_kl": reverse_kl,
     "support_forward_kl": forward_kl,
 }
@@ -83,7 +75,7 @@ MIXED: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], float]] = {
 }
 
 
-def named_divergence(name: LogitDivergence, mixture: float | None = None) -> Divergence:
+def named_divergence(name: str, mixture: float | None = None) -> Divergence:
     """The divergence of this name.
 
     Args:

@@ -46,6 +46,34 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
             ["train.losses.keep is 1.0", "remove 'image'", "remove focus"],
         ),
         ({"store": {"counterfactual": {"remove": "image", "share": 0.5}}}, ["store.counterfactual: share is 0.5"]),
+        (
+            {"train": {"losses": {"logit_divergence": "taid"}}},
+            ["losses.logit_divergence is 'taid'", "'nucleus'", "set it to 'bucketed'", "no bound"],
+        ),
+        (
+            {"train": {"losses": {"logit_divergence": "bild"}}},
+            ["losses.logit_divergence is 'bild'", "'nucleus'", "losses.bild.lead to 'teacher'"],
+        ),
+        (
+            {"train": {"losses": {"logit_divergence": "sinkhorn"}}},
+            ["losses.sinkhorn.temperature 1.0 only, found 2.0", "'nucleus'"],
+        ),
+        ({"train": {"losses": {"ofa_gamma": 1.5}}}, ["train.losses: ofa_gamma is 1.5", "leave ofa_gamma out"]),
+        ({"train": {"losses": {"logit_divergence": "bild", "bild": {"k": 2}}}}, ["train.losses.bild.k", "3"]),
+        ({"train": {"losses": {"visual_logit": 1.0}}}, ["weighs visual_logit", "store.vision_states"]),
+        ({"train": {"losses": {"relation": 1.0}}}, ["weighs relation", "store.vision_relations"]),
+        (
+            {
+                "store": {"vision_relations": "float16", "relations_of": "layer_3"},
+                "train": {"losses": {"relation": 1.0, "relations_of": "layer_2", "relations_layer": 1}},
+            },
+            ["weighs relation", "store.relations_of layer_2"],
+        ),
+        ({"train": {"losses": {"nd": 1.0}}}, ["train: losses.nd is 1.0, but centres is not given"]),
+        (
+            {"train": {"losses": {"nd": 1.0}, "centres": "centres.safetensors"}},
+            ["weighs nd", "store.state_norms"],
+        ),
         ({"store": {"attention": "flat16"}}, ["store.attention: expected one of", "found 'flat16'"]),
     ],
 )
@@ -62,9 +90,20 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
         {"store": {"logits": {"kind": "sampled"}}, "train": {"losses": {"logit_divergence": "forward_kl"}}},
         {"store": {"logits": {"kind": "sampled"}}, "train": {"preset": "supervised"}},
         {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
+        {"store": {"profile": "exact"}, "train": {"losses": {"logit_divergence": "taid"}}},
+        {"train": {"losses": {"logit_divergence": "taid", "taid": {"form": "bucketed"}}}},
+        {"train": {"losses": {"logit_divergence": "bild", "bild": {"lead": "teacher"}}}},
+        {"train": {"losses": {"logit_divergence": "sinkhorn", "sinkhorn": {"temperature": 1.0}}}},
         {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},
         {"store": {"counterfactual": {}}, "train": {"losses": {"effect": 1.0, "keep": 1.0}}},
         {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"effect": 1.0}}},
+        {"store": {"vision_relations": "int8_unit"}, "train": {"losses": {"relation": 1.0}}},
+        {"store": {"vision_states": "int8_group"}, "train": {"losses": {"relation": 1.0, "visual_logit": 1.0}}},
+        {"train": {"losses": {"relation": 1.0, "relations_of": "projector"}}},
+        {
+            "store": {"logits": {"kind": "hidden"}},
+            "train": {"losses": {"nd": 1.0}, "centres": "centres.safetensors"},
+        },
     ],
 )
 def test_accepted(changes: dict[str, Any], tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "layers in bytes": {"profile": "compact", "attention": {"layers": "0%-100%", "heads": "mean"}},
     "layers of the stem": {"profile": "stem", "attention": {"layers": [0], "pairs": "all"}},
     "images inside": {"attention_pairs": "vqv", "attention": "sqrt_u8", "logits": {"kind": "none"}, "inputs": "embed"},
+    "cosines": {"logits": {"kind": "none"}, "vision_text_affinity": "int8_unit"},
     "small": {
         "attention": "none",
         "vision_top": "int8_channel",
@@ -78,6 +79,33 @@ def make_run(demo_data: DatasetFiles, tmp_path: Path) -> MakeRun:
 def written_bytes(store: Path) -> int:
     """All files of a store."""
     return sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"vision_states": "bfloat16", "state_norms": "float32"},
+        {"vision_states": "int8_group", "vision_relations": "float16"},
+        {"vision_relations": "int8_unit", "relations_of": "projector"},
+    ],
+)
+def test_bytes_of_states_and_relations(make_run: MakeRun, tmp_path: Path, kept: dict[str, str], backend: str) -> None:
+    run = make_run(backend=backend, logits={"kind": "none"}, **kept)
+    plan = make_plan(run, PlanOptions())
+    dump(run.dump_job())
+    assert plan.store.total == pytest.approx(written_bytes(tmp_path / "store"), rel=0.002)
+    names = [key for key in kept if key != "relations_of"]
+    if "relations_of" in kept:
+        names = ["projector_relations"]
+    lines = [line.strip() for line in plan_lines(plan)]
+    for name in names:
+        assert plan.store.by_target[name] > 0
+        assert any(line.startswith(name) for line in lines), name
+    without = make_plan(make_run(backend=backend, logits={"kind": "none"}), PlanOptions())
+    assert plan.store.by_target.keys() == {*without.store.by_target, *names}
+    added = sum(plan.store.by_target[name] for name in names)
+    assert plan.store.of_targets == pytest.approx(without.store.of_targets + added, rel=0.01)
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from alignkd.pipeline.report.load import load_runs, losses_of, running_mean
+from alignkd.pipeline.report.load import load_runs, losses_of, moved_figures_of, running_mean
 from alignkd.pipeline.report.picture import draw_curves
 from alignkd.pipeline.report.table import plain_table
 from alignkd.storage.schema.sealed_json import seal
@@ -149,6 +149,21 @@ def test_losses_are_those_of_the_metrics_files(tmp_path: Path) -> None:
     assert losses_of(runs) == ["loss", "supervised", "attention_0", "attention_1", "unheard_of"]
     rows = {line[:13].strip(): line.split()[-2:] for line in plain_table(runs).splitlines()}
     assert (rows["unheard of"], rows["attention 1"]) == (["-", "3"], ["0.6", "-"])
+
+
+def test_what_an_objective_moves_is_shown_as_it_is(tmp_path: Path) -> None:
+    """The last value in the table, and a plot of its own; no mean, and no loss."""
+    moving = write_run(tmp_path / "a", [3.0, 2.0, 1.0], taid_t=[0.4, 0.6, 0.9], taid_cross_entropy=[3.0, 2.0, 1.0])
+    runs = load_runs([moving, write_run(tmp_path / "b", [2.0, 1.0])], smooth=3)
+    assert losses_of(runs) == ["loss", "supervised"] and moved_figures_of(runs) == ["taid_t"]
+    assert runs[0].moved == {"taid_t": [(1, 0.4), (2, 0.6), (3, 0.9)]} and runs[1].moved == {}
+    (row,) = [line.split() for line in plain_table(runs).splitlines() if line.startswith("taid t in the last step")]
+    assert row[-2:] == ["0.9", "-"]
+    drawn = []
+    for shown in (runs, [replace(run, moved={}) for run in runs]):
+        draw_curves(shown, tmp_path / "curves.png")
+        drawn.append((tmp_path / "curves.png").read_bytes())
+    assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 200])

@@ -26,16 +26,18 @@ SMALL = [0.0, 2.0**-149, 2.0**-30, 2.0**-24, 2.0**-14, 1e-3, 1 / 3, 0.5, 1.0]
 
 
 def values_of(codec: str) -> np.ndarray:
-    """[3, 70]: small numbers, a ramp, and (but for probabilities) both signs and large ones."""
+    """[3, 70]: small numbers, a ramp, and (but for probabilities) both signs and (but for cosines) large ones."""
     ramp = np.arange(70 * 3).reshape(3, 70) / 210
     ramp[0, : len(SMALL)] = SMALL
-    if codec != "sqrt_u8":
+    if codec == "int8_unit":
+        ramp[1, ::2] *= -1
+    elif codec != "sqrt_u8":
         ramp[1, ::2] *= -5
         ramp[2, ::7] *= 1000
     return ramp.astype(np.float32)
 
 
-ARRAY_CODECS = ("float32", "float16", "bfloat16", "sqrt_u8", "int8_channel", "int8_group")
+ARRAY_CODECS = ("float32", "float16", "bfloat16", "sqrt_u8", "int8_channel", "int8_group", "int8_unit")
 
 
 @pytest.mark.parametrize("name", ARRAY_CODECS)

@@ -13,9 +13,11 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention.row_weights import sharpness, surprise
 from alignkd.student_train.losses.loss_sum import LossSum
+from alignkd.student_train.objective.attention.map_losses import chunked_map_loss
 from alignkd.student_train.objective.attention.match import AttentionForm, HeadWeights
 from alignkd.student_train.objective.attention.row_reference import RowReference
-from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss, chunked_map_loss
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "objectives"

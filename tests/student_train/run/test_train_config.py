@@ -58,6 +58,13 @@ def test_presets_weigh_every_term() -> None:
         ({"losses": {"attn": 1.0}}, "attn"),
         ({"losses": {"attention": -1.0}}, "attention"),
         ({"losses": {"supervised": 0, "logit": 0}}, "nothing trains the decoder"),
+        ({"losses": {"relation": 1, "relations_of": "layer_3"}}, "relations_layer is not given"),
+        ({"losses": {"relation": 1, "relations_layer": 3}}, "relations_of 'last_hidden' is no layer"),
+        ({"losses": {"relations_of": "projector"}}, "relation is 0, so it is not used"),
+        ({"losses": {"visual_logit_temperature": 2.0}}, "visual_logit is 0, so it is not used"),
+        ({"losses": {"relation": 1, "relations_of": "middle"}}, "found 'middle', expected last_hidden, projector"),
+        ({"losses": {"nd": 1.0}}, "write the teacher's class means by `alignkd shards centres STORE --out FILE`"),
+        ({"centres": "file"}, "losses.nd is 0, so it is not used"),
         ({"warmup_ratio": 1.5}, "warmup_ratio"),
         (
             {"micro_batch": 4, "token_budget": 4096, "global_batch": 8},

@@ -49,7 +49,8 @@ def test_stored_layers_are_those_of_eager_attention(
     for record in records.values():
         assert record.attention is None
         kinds = LAYER_PAIRS if pairs == "all" else (pairs,)
-        assert record.more.keys() == ({NAMES[kind] for kind in kinds} if record.has_image else set())
+        of_images = {NAMES[kind] for kind in kinds} if record.has_image else set()
+        assert record.more.keys() == {"sequence_logprob", *of_images}
         for kind in kinds if record.has_image else ():
             found = as_float32(record.more[NAMES[kind]])
             np.testing.assert_allclose(

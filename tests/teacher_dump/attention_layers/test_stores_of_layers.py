@@ -113,6 +113,6 @@ def test_targets_of_the_stem_are_named_and_not_stored(make_job: MakeJob) -> None
     assert reader.manifest.from_stem == (NAMES["tqv"],) and "stem.safetensors" in reader.manifest.attachments
     target = reader.manifest.more[0]
     assert (target.layers, target.heads, target.source, target.codec) == ((0,), 8, "stem", None)
-    assert all(reader[number].more == {} for number in range(len(reader)))
+    assert all(reader[number].more.keys() == {"sequence_logprob"} for number in range(len(reader)))
     assert verify_store(job.store.path, deep=True).ok
     assert np.isinf(check_plausibility(open_files(job.store.path)).attention.smallest)

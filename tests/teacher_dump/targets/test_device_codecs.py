@@ -11,7 +11,7 @@ from alignkd.storage.errors import RecordError
 from alignkd.storage.record.encoded import EncodedArray
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
 
-NAMES = sorted(set(codec_names("attention")) | set(codec_names("vision_all")) | set(codec_names("hidden")))
+NAMES = sorted({name for target in ("attention", "vision_all", "hidden", "unit") for name in codec_names(target)})
 
 
 def on_host(codec: str, values: torch.Tensor) -> StoredParts:
@@ -26,6 +26,8 @@ def values_for(codec: str, shape: tuple[int, ...], seed: int, exponent: int) -> 
     values[..., : shape[-1] // 3] = (values[..., : shape[-1] // 3] * 4).round() / 4
     if shape[0] > 1:
         values[0] = 0.0
+    if codec == "int8_unit":
+        return values.div(values.abs().max().clamp(min=1.0))
     return values.abs().div(values.abs().max().clamp(min=1.0)) if codec == "sqrt_u8" else values
 
 
@@ -65,7 +67,14 @@ def test_what_is_not_finite_is_refused(codec: str, value: float) -> None:
         on_host(codec, values).target("x")
 
 
-LARGE = [("float16", 7e4), ("bfloat16", 3.4e38), ("int8_channel", 9e6), ("int8_group", -9e6), ("sqrt_u8", 1.01)]
+LARGE = [
+    ("float16", 7e4),
+    ("bfloat16", 3.4e38),
+    ("int8_channel", 9e6),
+    ("int8_group", -9e6),
+    ("int8_unit", 1.01),
+    ("sqrt_u8", 1.01),
+]
 
 
 @pytest.mark.parametrize(("codec", "value"), [*LARGE, ("sqrt_u8", -0.01)])

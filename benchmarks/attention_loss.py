@@ -32,8 +32,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.objective.adapters import Adapters
+from alignkd.student_train.objective.attention.map_losses import chunked_map_loss
 from alignkd.student_train.objective.attention.match import AttentionForm, HeadWeights
-from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss, chunked_map_loss
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import CHUNK_BYTES, chunk_bytes_on
 from alignkd.vlm.families.mobilevlm.model import attention as llama_attention
 

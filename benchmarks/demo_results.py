@@ -5,6 +5,7 @@
     python benchmarks/demo_results.py --table         the tables, computed from the log
     python benchmarks/demo_results.py --write-docs    puts them into docs/results.md and README.md, with a picture
     python benchmarks/demo_results.py --pictures      losses and attention of the students in --out
+    python benchmarks/demo_results.py --objectives    five seeds of each published method; also with the options above
 
 A row with a grid in `demo_rows/grids.py` is released when its selection has ended and `pipeline/demo/recipes.py` has
 the chosen settings. All students of the rows are trained before any of them is evaluated; `--log` then records the row
@@ -24,6 +25,7 @@ from typing import Any
 
 import click
 from demo_rows.document_marks import write_between_marks
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
 from demo_rows.openings import TEACHER, Opening, OpeningLog
 from demo_rows.released import known_rows, released_rows, why_not_released
 from demo_rows.seeds_picture import draw_seeds
@@ -54,10 +56,13 @@ from alignkd.vlm.errors import InputError
 from alignkd.vlm.hardware.devices import hide_gpus
 
 SEEDS = tuple(range(10))
+OBJECTIVE_SEEDS = SEEDS[:5]
 LOG = TRIALS.with_name("demo_test.jsonl")
 PROJECT = Path(__file__).parents[1]
 PAGE, README, PICTURE = PROJECT / "docs/results.md", PROJECT / "README.md", PROJECT / "docs/pictures/results.png"
 MARK = "tables of benchmarks/demo_results.py"
+OBJECTIVE_MARK = "table of benchmarks/demo_results.py --objectives"
+NOTHING_OPENED = "No method has been evaluated on `test` yet."
 README_TYPES = ("position", "count", "exists")
 
 
@@ -70,6 +75,7 @@ README_TYPES = ("position", "count", "exists")
 @click.option("--list", "as_list", is_flag=True, help="Show which rows are released and opened; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the tables of the log; run nothing.")
 @click.option("--write-docs", is_flag=True, help="Put tables and picture of the log into the documents; run nothing.")
+@click.option("--objectives", is_flag=True, help="The rows of published methods, in place of --rows.")
 @click.option("--pictures", is_flag=True, help="Draw losses and attention of the students in --out; train nothing.")
 @clean_errors
 def main(
@@ -81,30 +87,38 @@ def main(
     as_list: bool,
     as_table: bool,
     write_docs: bool,
+    objectives: bool,
     pictures: bool,
 ) -> None:
     """Train and evaluate the rows that the log does not have yet."""
     log, trial_log = OpeningLog(log_file), TrialLog(trials)
-    recipes = released_rows([name for name in rows.split(",") if name], trial_log, FULL)
+    names, seeds = [name for name in rows.split(",") if name], SEEDS
+    if objectives:
+        names, seeds = [*OBJECTIVE_GRIDS], OBJECTIVE_SEEDS
+    recipes = released_rows(names, trial_log, FULL)
     if as_list:
         click.echo("\n".join(listed(recipes, log, trial_log, FULL)))
         return
     opened = opened_rows(recipes, log, FULL)
     if pictures:
         folder = DemoFolder(out.resolve())
-        drawn = draw_pictures(folder, {row: [folder.student(row.name, seed) for seed in SEEDS] for row in opened})
+        drawn = draw_pictures(folder, {row: [folder.student(row.name, seed) for seed in seeds] for row in opened})
         click.echo("\n".join(f"wrote {path}" for path in drawn.values()))
         return
     if not as_table and not write_docs:
         hide_gpus()
         check_released(recipes, trial_log, FULL)
-        evaluate_rows(DemoFolder(out.resolve()), FULL, recipes, log, at_once=at_once)
+        evaluate_rows(DemoFolder(out.resolve()), FULL, recipes, log, at_once=at_once, seeds=seeds)
         opened = opened_rows(recipes, log, FULL)
     if not opened:
-        raise InputError(f"{log_file}: has no evaluation of {rows} with the present settings; run it without options")
-    report = read_report(opened, log, FULL)
+        raise InputError(
+            f"{log_file}: has no evaluation of {','.join(names)} with the present settings; run it without options"
+        )
+    report = read_report(opened, log, FULL, seeds if objectives else None)
     click.echo(tables(report))
-    if write_docs:
+    if write_docs and objectives:
+        write_between_marks(PAGE, OBJECTIVE_MARK, tables(report))
+    elif write_docs:
         write_between_marks(PAGE, MARK, tables(report))
         write_between_marks(README, MARK, short_table(report))
         draw_seeds(PICTURE, report)
@@ -162,14 +176,20 @@ def evaluate_rows(
         log.close(opening, found, questions, steps=steps_of(recipe, settings), seeds=seeds)
 
 
-def read_report(recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings) -> dict[str, Any]:
-    """The figures of opened rows, computed from the log and the questions: those of `accuracies`, and how many."""
+def read_report(
+    recipes: Sequence[Recipe], log: OpeningLog, settings: DemoSettings, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The figures of opened rows, computed from the log and the questions: those of `accuracies`, and how many.
+
+    Args:
+        seeds: the students that are compared, with all of which each row was evaluated; None: all.
+    """
     with TemporaryDirectory() as name:
         folder = DemoFolder(Path(name))
         write_training_set(folder, settings, pictures=False)
         questions = write_questions(folder, settings, "test", pictures=False)
         (teacher,) = log.evaluations(Opening(TEACHER, {}), questions)
-        rows = {recipe: log.evaluations(Opening.of(recipe, settings), questions) for recipe in recipes}
+        rows = {recipe: log.evaluations(Opening.of(recipe, settings), questions, seeds) for recipe in recipes}
         return {
             **accuracies(rows, teacher, settings, folder.training_set.conversations),
             "questions": {"visual": len(visual(teacher.answers)), "all": len(teacher.answers)},

@@ -1,9 +1,11 @@
 """Chooses the settings of the demo's rows on handwriting of the pool `development`.
 
     python benchmarks/demo_selection.py --out demo-selection [--rows supervised,align_kd] [--at-once 2]
+    python benchmarks/demo_selection.py --rows objectives    the rows of published methods
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
     python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
+    python benchmarks/demo_selection.py --rows objectives --chosen     what the chosen settings change in their rows
 
 `demo_rows/grids.py` has the settings, `demo_rows/trials.py` the rule. Each trial runs `alignkd dump` (once per store),
 `alignkd train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the
@@ -21,6 +23,7 @@ import click
 from demo_rows.document_marks import write_between_marks
 from demo_rows.grids import GRIDS
 from demo_rows.json_lines_log import Entry, versions
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
 from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
 
 from alignkd.pipeline.console.errors import clean_errors
@@ -56,12 +59,24 @@ LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 @click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
 @click.option("--write-docs", is_flag=True, help="Put the accuracies into the document; run nothing.")
+@click.option("--chosen", "as_chosen", is_flag=True, help="Show what the chosen settings change; run nothing.")
 @clean_errors
-def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool) -> None:
+def main(
+    out: Path,
+    log_file: Path,
+    rows: str,
+    at_once: int,
+    as_list: bool,
+    as_table: bool,
+    write_docs: bool,
+    as_chosen: bool,
+) -> None:
     """Run the trials that are not in the log yet."""
     names, log = wanted_rows(rows), TrialLog(log_file)
     if as_list:
         click.echo("\n".join(listed(names, log, FULL)))
+    elif as_chosen:
+        click.echo("\n".join(chosen_changes(names, log, FULL)))
     elif write_docs:
         write_between_marks(DOCUMENT, MARK, table(names, log, FULL))
     elif as_table:
@@ -73,8 +88,9 @@ def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_t
 
 
 def wanted_rows(rows: str) -> list[str]:
-    """The names in the option `--rows`."""
-    names = [name for name in rows.split(",") if name]
+    """The names in the option `--rows`; `objectives` are all published methods."""
+    given = [name for name in rows.split(",") if name]
+    names = [name for one in given for name in (OBJECTIVE_GRIDS if one == "objectives" else [one])]
     if unknown := [name for name in names if name not in GRIDS]:
         raise InputError(f"--rows: {', '.join(unknown)} is not among {', '.join(GRIDS)}; choose some of these")
     return names
@@ -157,6 +173,16 @@ def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[s
     return lines
 
 
+def chosen_changes(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[str]:
+    """A line per row whose selection has ended: what the chosen setting changes, as `recipes.py` writes it."""
+    lines = []
+    for row in rows:
+        if (best := chosen(row, log.accuracies(every_trial(row), settings))) is not None:
+            changes = {name: dict(values) for name in ("train", "losses") if (values := getattr(best[0], name))}
+            lines.append(f'"{row}": {changes},  # {best[0].name}')
+    return lines
+
+
 def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
     """Per tried setting the accuracy with each seed and the mean of all, in %; the chosen setting of a row is bold."""
     cells = [["row", "setting", *(f"seed {seed}" for seed in SEEDS), "mean"]]
@@ -167,7 +193,7 @@ def table(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> str:
             values = [found.get(Trial(row=row, setting=setting, seed=seed)) for seed in SEEDS]
             if not (numbers := [value for value in values if value is not None]):
                 continue
-            average = f"{100 * mean(numbers):.1f}" if len(numbers) == len(SEEDS) else ""
+            average = f"{100 * mean(numbers):.1f}" if len(numbers) == GRIDS[row].seeds else ""
             name = f"**{setting.name}**" if best is not None and best[0] == setting else setting.name
             cells.append([row, name, *("" if value is None else f"{100 * value:.1f}" for value in values), average])
     return markdown_table(cells)

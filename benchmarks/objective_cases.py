@@ -17,6 +17,7 @@ import click
 import torch
 from cases.objectives.case import Case, Found, not_computed, worst_relative_error
 
+EVALUATORS = Path(__file__).parent / "cases" / "objectives"
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -24,13 +25,30 @@ def evaluated(case: Case) -> Found:
     """The case's values and gradients; the module of its objective has the name of its folder.
 
     Raises:
-        click.ClickException: there is no such objective.
+        click.ClickException: there is no such objective, or the case lacks an input.
     """
-    name = f"cases.objectives.{case.path.parent.name}"
-    if importlib.util.find_spec(name) is None:
-        raise click.ClickException(f"{case.path.parent}: no objective has this name; see benchmarks/cases/objectives")
-    found: Found = importlib.import_module(name).evaluate(case)
+    folder = case.path.parent
+    name = f"cases.objectives.{folder.name}"
+    module = None
+    if folder.name.isidentifier() and importlib.util.find_spec(name) is not None:
+        module = importlib.import_module(name)
+    if not hasattr(module, "evaluate"):
+        raise click.ClickException(
+            f"{folder}: no objective has the name {folder.name!r}, expected one of {', '.join(objectives())}"
+        )
+    assert module is not None
+    try:
+        found: Found = module.evaluate(case)
+    except KeyError as error:
+        raise click.ClickException(
+            f"{case.path}: the case has no {error.args[0]!r}, which its objective needs"
+        ) from error
     return found
+
+
+def objectives() -> list[str]:
+    """Names of the objectives that have an evaluator."""
+    return sorted(path.stem for path in EVALUATORS.glob("*.py") if path.stem not in ("__init__", "case"))
 
 
 def errors_of(folder: Path, dtype: torch.dtype) -> tuple[dict[str, dict[str, Any]], list[str]]:

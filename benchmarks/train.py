@@ -7,6 +7,7 @@ store), and with the teacher in the same process.
         --teacher-layers 1 --samples 1 --variant supervised --variant stored
     python benchmarks/train.py --layers 8 --teacher-layers 8 --vocabulary 4096 --micro-batch 8 --samples 8 \
         --variant supervised --variant stored --beside before
+    python benchmarks/train.py --objectives all --rounds 4 --write-docs
     python benchmarks/train.py --variant supervised --variant stored2 --variant stem --variant stem2 --variant stem3
     python benchmarks/train.py --student MobileVLM_V2-1.7B --teacher MobileVLM_V2-7B --dtype bfloat16 \
         --optimizer adamw_8bit --micro-batch 4 --samples 32 --cap-gib 24
@@ -35,21 +36,29 @@ dtype, for shapes whose state does not fit. Each process then also does a step o
 steps, because processes differ by more than the measured effect; "in one process" compares these two steps. `--beside
 plain` does the same with an optimiser; `--beside before` does a step with the attention loss as it was before its
 queries and keys were made contiguous once and its chunks grew with the device (`cases/attention_before.py`).
+`--objectives` compares objectives with plain fine-tuning, each in a process of its own that does both steps in turn:
+presets (`docs/objectives.md`), and terms and divergences alone. `--at-once` of them run at the same time with one
+thread each; ratios are of processor time. They read the targets of all objectives from two stores, one with a nucleus
+and one with hidden states in place of logits, which cost a product with the teacher's head.
 `--teacher-layers` also makes an official model shallower: stored targets keep their shapes, and the teacher fits if the
 variant with the teacher is not measured.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 from cases.measuring import machine
+from cases.objective_variants import CENTRES, ObjectiveVariant, objective_variants, store_of
+from demo_rows.document_marks import write_between_marks
 from real_shape import write_digits, write_random_checkpoint
 
 from alignkd.pipeline.config.yaml_core import dump_yaml
@@ -58,6 +67,8 @@ from alignkd.vlm.data.turns import Turn
 from alignkd.vlm.families.mobilevlm.model.sizes import MEMBERS, official_config
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+OBJECTIVES_MARK = "table of benchmarks/train.py --objectives"
 VARIANTS = {
     "supervised": "(a) supervised only",
     "stored": "(b) from the store",
@@ -85,6 +96,8 @@ HEAD_SIZE = 64
 @click.option("--samples", default=4, show_default=True)
 @click.option("--micro-batch", default=1, show_default=True)
 @click.option("--accumulate", default=1, show_default=True, help="Micro-batches per step.")
+@click.option("--objectives", help="Names of objectives, separated by commas, or all, in place of the variants.")
+@click.option("--at-once", default=2, show_default=True, help="Objectives that are measured at the same time.")
 @click.option("--rounds", default=6, show_default=True, help="Timed steps of each; one more warms up.")
 @click.option("--profile", type=click.Choice(["compact", "exact"]), default="compact", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
@@ -100,11 +113,30 @@ HEAD_SIZE = 64
 @click.option("--one-at-a-time", is_flag=True, help="One after the other, where one device cannot hold all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep checkpoints and stores here; default: nowhere.")
 @click.option("--markdown", is_flag=True, help="A table for docs/benchmarks.md.")
-def main(out: Path | None, variant: tuple[str, ...], rounds: int, markdown: bool, **options: Any) -> None:
+@click.option("--write-docs", is_flag=True, help="Put the table of --objectives into docs/benchmarks.md.")
+def main(
+    out: Path | None,
+    variant: tuple[str, ...],
+    objectives: str | None,
+    at_once: int,
+    rounds: int,
+    markdown: bool,
+    write_docs: bool,
+    **options: Any,
+) -> None:
     """Measure time and memory of a step of each variant."""
     print(f"`{' '.join(['python benchmarks/train.py', *sys.argv[1:]])}`\n\n{machine()}\n", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
+        if objectives is not None:
+            chosen = named_objectives(objectives)
+            configs = prepare_objectives(folder, chosen, **options)
+            found = measure_objectives(configs, rounds, at_once)
+            print(objective_table(chosen, found, markdown))
+            if write_docs:
+                text = f"{machine()}; {at_once} at a time, one thread each; {rounds} rounds.\n\n"
+                write_between_marks(DOCUMENT, OBJECTIVES_MARK, text + objective_table(chosen, found, True))
+            return
         names = variant or BY_DEFAULT
         configs = prepare(folder, names, **options)
         given = {name: options[name] for name in ("one_at_a_time", "cap_gib", "no_optimizer", "beside")}
@@ -134,14 +166,14 @@ def prepare(
     **_: Any,
 ) -> dict[str, Path]:
     """Make checkpoints, data and stores; return the configuration of each variant in `names`."""
-    out.mkdir(parents=True, exist_ok=True)
-    for role, name, depth, small in (
-        ("student", student, layers, {"num_hidden_layers": 24, "hidden_size": width}),
-        ("teacher", teacher, teacher_layers, {"num_hidden_layers": 32, "hidden_size": 2 * width}),
-    ):
-        if not (out / role).exists():
-            write_model(out / role, name, depth, {**small, "vocab_size": vocabulary})
-    write_data(out, samples, tokens)
+    write_inputs(out, student, teacher, layers, teacher_layers, width, vocabulary, samples, tokens)
+    shared = {
+        "micro_batch": micro_batch,
+        "global_batch": micro_batch * accumulate,
+        "optimizer": optimizer,
+        "gradient_checkpointing": gradient_checkpointing,
+        "data_workers": data_workers,
+    }
     configs = {}
     for variant, targets, layers_compared in (
         ("supervised", NO_TARGETS, 0),
@@ -154,31 +186,131 @@ def prepare(
         if variant not in names and not (variant == "stored" and "live" in names):
             continue
         compared = {"attention_layers": {number: number for number in range(layers_compared)}}
-        values = {
-            "data": {"conversations": str(out / "data.json"), "images": str(out / "images"), "max_tokens": tokens},
-            "teacher": {"checkpoint": str(out / "teacher"), "dtype": dtype, "sanity": "off"},
-            "student": {"checkpoint": str(out / "student"), "dtype": dtype},
-            "store": {"path": str(out / f"store-{variant}"), "backend": "webdataset", **targets},
-            "train": {
-                "output": str(out / f"run-{variant}"),
-                "steps": 1000,
-                "preset": "supervised" if variant == "supervised" else "paper",
-                "losses": compared if layers_compared else {},
-                "micro_batch": micro_batch,
-                "global_batch": micro_batch * accumulate,
-                "optimizer": optimizer,
-                "gradient_checkpointing": gradient_checkpointing,
-                "data_workers": data_workers,
-            },
+        train = {
+            "preset": "supervised" if variant == "supervised" else "paper",
+            "losses": compared if layers_compared else {},
+            **shared,
         }
-        configs[variant] = out / f"{variant}.yaml"
-        configs[variant].write_text(dump_yaml(values), encoding="utf-8")
-        subprocess.run(
-            [sys.executable, "-m", "alignkd.pipeline.cli", "dump", str(configs[variant])],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        configs[variant] = write_config(out, variant, tokens, dtype, {"path": f"store-{variant}", **targets}, train)
+        alignkd("dump", str(configs[variant]))
     return {**configs, **({"live": configs["stored"]} if "live" in names else {})}
+
+
+def write_inputs(
+    out: Path,
+    student: str,
+    teacher: str,
+    layers: int | None,
+    teacher_layers: int | None,
+    width: int,
+    vocabulary: int,
+    samples: int,
+    tokens: int,
+) -> None:
+    """Write both checkpoints and the data."""
+    out.mkdir(parents=True, exist_ok=True)
+    for role, name, depth, small in (
+        ("student", student, layers, {"num_hidden_layers": 24, "hidden_size": width}),
+        ("teacher", teacher, teacher_layers, {"num_hidden_layers": 32, "hidden_size": 2 * width}),
+    ):
+        if not (out / role).exists():
+            write_model(out / role, name, depth, {**small, "vocab_size": vocabulary})
+    write_data(out, samples, tokens)
+
+
+def write_config(
+    out: Path, name: str, tokens: int, dtype: str, store: Mapping[str, Any], train: Mapping[str, Any]
+) -> Path:
+    """Write the configuration of one variant; the path of the store is a name in `out`."""
+    values = {
+        "data": {"conversations": str(out / "data.json"), "images": str(out / "images"), "max_tokens": tokens},
+        "teacher": {"checkpoint": str(out / "teacher"), "dtype": dtype, "sanity": "off"},
+        "student": {"checkpoint": str(out / "student"), "dtype": dtype},
+        "store": {"backend": "webdataset", **store, "path": str(out / store["path"])},
+        "train": {"output": str(out / f"run-{name}"), "steps": 1000, **train},
+    }
+    path = out / f"{name}.yaml"
+    path.write_text(dump_yaml(values), encoding="utf-8")
+    return path
+
+
+def alignkd(*arguments: str) -> None:
+    """Run a command in its own process."""
+    command = [sys.executable, "-m", "alignkd.pipeline.cli", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def named_objectives(names: str) -> dict[str, ObjectiveVariant]:
+    """The objectives in the option `--objectives`."""
+    known = objective_variants()
+    wanted = [*known] if names == "all" else [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in known]:
+        raise click.UsageError(f"--objectives: {', '.join(unknown)} is not among {', '.join(known)}")
+    return {name: known[name] for name in wanted}
+
+
+def prepare_objectives(
+    out: Path,
+    chosen: Mapping[str, ObjectiveVariant],
+    *,
+    student: str,
+    teacher: str,
+    layers: int | None,
+    teacher_layers: int | None,
+    width: int,
+    vocabulary: int,
+    tokens: int,
+    samples: int,
+    micro_batch: int,
+    dtype: str,
+    data_workers: int,
+    **_: Any,
+) -> dict[str, Path]:
+    """Make checkpoints, data and the stores of all objectives; return the configuration of each."""
+    write_inputs(out, student, teacher, layers, teacher_layers, width, vocabulary, samples, tokens)
+    configs, dumped = {}, set()
+    for name, variant in chosen.items():
+        store = {"path": f"store-{variant.logits}", **store_of(variant.logits)}
+        train = {"micro_batch": micro_batch, "data_workers": data_workers, **variant.train}
+        if "centres" in train:
+            train["centres"] = str(out / CENTRES)
+        configs[name] = write_config(out, name.replace(" ", "-"), tokens, dtype, store, train)
+        if variant.logits not in dumped:
+            alignkd("dump", str(configs[name]))
+            dumped.add(variant.logits)
+        if "centres" in train and not (out / CENTRES).exists():
+            alignkd("shards", "centres", str(out / store["path"]), "--out", str(out / CENTRES))
+    return configs
+
+
+def measure_objectives(configs: Mapping[str, Path], rounds: int, at_once: int) -> dict[str, list[float]]:
+    """Processor time of a step of each objective, as a multiple of that of plain fine-tuning after or before it."""
+
+    def ratios(item: tuple[str, Path]) -> list[float]:
+        variant = Variant(item[0], item[1], cap_gib=None, no_optimizer=False, threads=1)
+        found = []
+        for number in range(rounds + 1):
+            order = ("plain", "step") if number % 2 else ("step", "plain")
+            seconds = {what: variant.ask(what)["cpu_seconds"] for what in order}
+            if number:  # the first one warms up
+                found.append(seconds["step"] / seconds["plain"])
+        variant.end()
+        print(f"{item[0]}: {statistics.median(found):.3f}", file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(zip(configs, pool.map(ratios, configs.items()), strict=True))
+
+
+def objective_table(
+    chosen: Mapping[str, ObjectiveVariant], found: Mapping[str, Sequence[float]], markdown: bool
+) -> str:
+    """A line per objective."""
+    rows = [("objective", "logits", "CPU ratio", "lowest..highest")]
+    for name, ratios in found.items():
+        shown = f"{min(ratios):.2f}..{max(ratios):.2f}"
+        rows.append((name, chosen[name].logits, f"{statistics.median(ratios):.3f}", shown))
+    return as_text(rows, markdown)
 
 
 def write_model(folder: Path, name: str, depth: int | None, small: dict[str, int]) -> None:
@@ -220,13 +352,18 @@ def length_of(builder: Any, digit: int, repeats: int) -> int:
 class Variant:
     """A process of train_variant.py."""
 
-    def __init__(self, name: str, config: Path, *, cap_gib: float | None, no_optimizer: bool) -> None:
+    def __init__(
+        self, name: str, config: Path, *, cap_gib: float | None, no_optimizer: bool, threads: int | None = None
+    ) -> None:
         command = [sys.executable, str(Path(__file__).with_name("train_variant.py")), str(config), name]
         if cap_gib is not None and name != "live":
             command.append(f"--cap-gib={cap_gib}")
         if no_optimizer:
             command.append("--no-optimizer")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        few = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **few}
+        )
         self._answer()
 
     def ask(self, what: str) -> dict[str, Any]:
@@ -309,9 +446,14 @@ def table(found: dict[str, Any], markdown: bool) -> str:
                 *([f"{statistics.median(own):.3f}", f"{min(own):.2f}..{max(own):.2f}"] if own else []),
             )
         )
+    return as_text(rows, markdown)
+
+
+def as_text(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """A heading and lines, as markdown or with aligned columns."""
     if markdown:
         lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([lines[0], "|:--" + "|--:" * (len(header) - 1) + "|", *lines[1:]])
+        return "\n".join([lines[0], "|:--" + "|--:" * (len(rows[0]) - 1) + "|", *lines[1:]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

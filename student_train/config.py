@@ -9,13 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.data.division import MicroBatchLimit
+from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.losses.preference import PreferenceLoss
 from alignkd.student_train.objective.adapters import AdapterInit
 from alignkd.student_train.objective.preference.settings import PREFERENCE, PreferenceSettings
+from alignkd.student_train.objective.presets import preset_losses, preset_train
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
-from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
 from alignkd.vlm.kernels.choice import Kernels
 from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
@@ -119,7 +120,8 @@ class TrainConfig(Settings):
         adapters: adapters of an earlier stage to start from; None starts fresh ones.
         adapter_init: initial values of fresh adapters: `pytorch` as in the reference code; `mean_of_heads` starts each
             student head at the mean of the teacher's heads, `grouped_heads` at the mean of its own group of them.
-        preset: default values of `losses`; explicit keys of `losses` override them.
+        preset: default values of `losses`; explicit keys of `losses` override them. `paper` is Align-KD; `supervised`
+            trains without a teacher; the others are the objectives of docs/objectives.md with their authors' defaults.
         losses: weight of each term, and settings of the logit loss.
         preference: loss on pairs of a chosen and a rejected answer, whose weight is `losses.preference`: `dpo`, `ipo`,
             `kto_pair` or `margin_mse`; the teacher is the reference. Every pair is in one micro-batch and counts as one
@@ -136,6 +138,8 @@ class TrainConfig(Settings):
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
+        domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
+            settings; None: the weights of stores and data sets, which stay.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
         extend: go on from the last state of an earlier run; `steps` or `epochs` count from the beginning of that run.
         keep_each_epoch: write a checkpoint at the end of each pass over the store, and keep it beside the
@@ -181,6 +185,7 @@ class TrainConfig(Settings):
     tensorboard: bool = True
     data_workers: CountFromZero = 0
 
+    domain_weights: DomainWeights | None = None
     validation: ValidationConfig | None = None
     extend: ExtendConfig | None = None
     keep_each_epoch: bool = False
@@ -202,7 +207,8 @@ class TrainConfig(Settings):
     def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
-        return {**values, "losses": _over(preset_weights(values["preset"]), values.get("losses"))}
+        preset: Preset = values["preset"]
+        return {**preset_train(preset), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod
@@ -261,6 +267,15 @@ class TrainConfig(Settings):
             if weight == 0:
                 step = "set losses.preference, 1.0 in LLaVA-MoD, or preference to none"
             raise ValueError(f"preference is {self.preference!r}, but losses.preference is {weight:g}; {step}")
+        return self
+
+    @model_validator(mode="after")
+    def _units_of_the_order_are_of_one_kind(self) -> Self:
+        if self.in_pairs and self.domain_weights is not None:
+            raise ValueError(
+                f"preference is {self.preference!r} and domain_weights {self.domain_weights.method!r}, which counts "
+                "single samples, not pairs; set preference to none or leave domain_weights out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ EXPORTED = "export.json"  # in the folder that `alignkd train export` writes: ru
 # Of the work, not of its result: they differ between two runs of the same job, or with the division into micro-batches.
 TIMINGS = ("seconds", "wait_share", "tokens_per_second", "padding", "peak_memory_mib")
 BY_SOURCE = "by_source"  # source -> samples, loss and terms of the step; of runs with several sources
+DOMAIN_WEIGHT = "weight"  # of a source in BY_SOURCE, in runs whose weights of domains follow the student
 ATTENTION_WEIGHT = "attention_weight"  # of runs in which the weight of the attention loss falls
 # of runs with `losses.logit_divergence: taid`: the share of the teacher in the step, the cross-entropy that moves it
 TAID_T, TAID_CROSS_ENTROPY = "taid_t", "taid_cross_entropy"

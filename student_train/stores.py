@@ -17,12 +17,14 @@ class TrainStore:
         weight: how often each of its samples is seen per pass, above 0.
         share: share of the samples of a pass that come from this store, above 0 and at most 1, in place of `weight`;
             None: by `weight`.
+        samples: list of the samples that are trained on, written by `alignkd shards select`; None: all.
     """
 
     path: Path | str
     name: str | None = None
     weight: float = 1.0
     share: float | None = None
+    samples: Path | None = None
 
     @property
     def shown_name(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
-from alignkd.student_train.checkpoints.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from alignkd.student_train.checkpoints.checkpoint import DOMAIN_WEIGHTS, TrainState, load_checkpoint, save_checkpoint
 from alignkd.student_train.checkpoints.export import export
 from alignkd.student_train.checkpoints.times import CheckpointTimes
 from alignkd.student_train.data.batch import TrainBatch
@@ -32,6 +32,7 @@ from alignkd.student_train.run.start import Start, announce, find_start, result_
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student, use_chosen_kernels
 from alignkd.student_train.run.taid import TaidProgress
+from alignkd.student_train.validation.domain_weights import DomainWeighing, open_domain_weighing
 from alignkd.student_train.validation.validation import Validation, open_validation
 
 
@@ -59,11 +60,12 @@ def _train(plan: RunPlan) -> TrainResult:
     announce(plan)
     start = find_start(plan)
     validation = open_validation(plan, start)
+    weighing = open_domain_weighing(plan, start)
     # Data workers are forked here, before there is a model: they would keep the memory that this process has now.
     batches = plan.micro_batches(first_step=start.state.step)
     with closing_workers(batches, only_after_an_error=True):
         engine = _prepare_engine(plan, start)
-    end = _run_steps(plan, engine, batches, start, validation)
+    end = _run_steps(plan, engine, batches, start, validation, weighing)
     if not end.complete:
         return plan.result(end.state, end.metrics, interrupted_by=end.signal or signal.SIGTERM)
     last = end.metrics if start.finished_metrics is None else start.finished_metrics
@@ -71,7 +73,8 @@ def _train(plan: RunPlan) -> TrainResult:
     if validation is not None:
         outcome = validation.outcome(end.state.step)
         validation.load_exported(engine, end.state.step)
-    export(plan.job, plan.student, engine, end.state, plan.settings, last, validation=outcome)
+    weights = None if weighing is None else weighing.document
+    export(plan.job, plan.student, engine, end.state, plan.settings, last, validation=outcome, domain_weights=weights)
     plan.ranks.barrier()
     return plan.result(end.state, last, already_finished=start.finished_metrics is not None, validation=outcome)
 
@@ -101,7 +104,12 @@ class _End:
 
 
 def _run_steps(
-    plan: RunPlan, engine: Engine, batches: Iterator[TrainBatch], start: Start, validation: Validation | None
+    plan: RunPlan,
+    engine: Engine,
+    batches: Iterator[TrainBatch],
+    start: Start,
+    validation: Validation | None,
+    weighing: DomainWeighing | None,
 ) -> _End:
     """Optimiser steps until the last one, until validation ends them, or until a stop is requested."""
     state, taid = start.state, TaidProgress(plan, start)
@@ -116,10 +124,12 @@ def _run_steps(
     ):
         if validation is not None:
             validation.begin(engine, state.step, log, signals)
-        while state.step < config.num_steps and not (validation is not None and validation.ends_run):
+        if weighing is not None:
+            weighing.before_step(engine, state.step, signals)
+        while state.step < config.num_steps and not _is_ended(validation, weighing):
             step = plan.step(state.step)
             engine.start_step(state.step, micro_batches=len(step.division))
-            engine.student.step_values = taid.step_values
+            engine.student.step_values, engine.student.group_sizes = taid.step_values, step.group_sizes
             sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
             of_step = with_statistics(engine.student, batches, ranks, micro_batches=len(step.division))
@@ -132,9 +142,13 @@ def _run_steps(
             _check_not_diverged(state, tally, plan.job)
             if validation is not None and not tally.stopped:
                 validation.after_step(engine, state.step, log, signals)
-            if times.is_due(state.step, tally) or (validation is not None and validation.needs_checkpoint):
+            if weighing is not None and not tally.stopped and not _is_ended(validation, None):
+                weighing.before_step(engine, state.step, signals)
+            needed = (validation is not None and validation.needs_checkpoint) or _is_ended(None, weighing)
+            if times.is_due(state.step, tally) or needed:
                 log.flush()
                 found = {} if validation is None else validation.in_checkpoint
+                weights = {} if weighing is None else {DOMAIN_WEIGHTS: weighing.document}
                 save_checkpoint(
                     checkpoints,
                     engine,
@@ -143,7 +157,7 @@ def _run_steps(
                     ranks,
                     keep=config.keep_checkpoints,
                     kept=times.is_kept(state.step),
-                    further=taid.in_checkpoint,
+                    further={**taid.in_checkpoint, **weights},
                     **found,
                 )
                 times.written()
@@ -151,6 +165,11 @@ def _run_steps(
                 break
     complete = state.step == config.num_steps if validation is None else validation.is_complete(state.step)
     return _End(state=state, complete=complete, metrics=log.last, signal=signals.received)
+
+
+def _is_ended(validation: Validation | None, weighing: DomainWeighing | None) -> bool:
+    """Whether no further step is done: the run ends early, or a stop was requested outside of a step."""
+    return (validation is not None and validation.ends_run) or (weighing is not None and weighing.interrupted)
 
 
 def _optimiser_step(

@@ -41,6 +41,20 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
     assert not [link for link in links if not (document.parent / link).exists()]
 
 
+def anchors(document: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_links_to_headings_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]*)\)", document.read_text(encoding="utf-8"))
+    others = [(document.parent / path if path else document, name) for path, name in links]
+    assert not [(path.name, name) for path, name in others if path.suffix == ".md" and name not in anchors(path)]
+
+
 @each_document
 def test_paths_of_the_project_exist(document: Path) -> None:
     code = ("disk", "evaluation", "pipeline", "storage", "student_train", "teacher_dump", "vlm")

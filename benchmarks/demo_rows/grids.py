@@ -1,13 +1,12 @@
 """The settings that are tried for each row of the demo.
 
-Grids of rows of the demo have `SETTINGS_PER_ROW` settings, among them those that the row had before the selection. The
-other grids are experiments, not rows of the demo: all their settings are tried with all seeds.
+Grids of rows of the demo have `SETTINGS_PER_ROW` settings, among them those that the row had before the selection.
+Those of published methods (`objective_grids.py`) have fewer. The other grids are experiments, not rows of the demo: all
+their settings are tried with all seeds.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from alignkd.pipeline.demo.recipes import (
     EVERYTHING,
@@ -19,41 +18,12 @@ from alignkd.pipeline.demo.recipes import (
     Recipe,
     Store,
 )
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
+from demo_rows.settings import Grid, Setting
 
 SETTINGS_PER_ROW = 12
 GOING_ON = 4
 """Settings of a row that are tried with all seeds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What one setting changes in its row.
-
-    Attributes:
-        name: name in the log and in paths, unique in its row.
-        train, losses: keys of `train` and of `train.losses`, in addition to the row's.
-        steps: multiple of the preset's steps; None leaves the row's.
-    """
-
-    name: str
-    train: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    losses: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    steps: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The settings of one row.
-
-    Attributes:
-        recipe: the row; its name is that of the grid.
-        settings: changes of the row.
-        halving: only the better `GOING_ON` settings are tried with all seeds.
-    """
-
-    recipe: Recipe
-    settings: tuple[Setting, ...]
-    halving: bool = True
 
 
 _SUPERVISED = tuple(
@@ -202,5 +172,5 @@ GRIDS: dict[str, Grid] = {
         _TRUE_ANSWERS,
         Grid(recipe=_BEHAVIOUR, settings=_COUNTERFACTUAL, halving=False),
     )
-}
+} | OBJECTIVE_GRIDS
 """Grids by the names of their rows."""

@@ -103,8 +103,13 @@ class OpeningLog(JsonLinesLog):
             }
         )
 
-    def evaluations(self, opening: Opening, questions: DatasetFiles) -> list[Evaluation]:
+    def evaluations(
+        self, opening: Opening, questions: DatasetFiles, seeds: Sequence[int] | None = None
+    ) -> list[Evaluation]:
         """The evaluations of a row, computed from its line; a wrong answer is empty in them.
+
+        Args:
+            seeds: only the students of these seeds, which must be among the evaluated ones; None: all.
 
         Raises:
             InputError: the row has not been evaluated, or not on these questions.
@@ -118,7 +123,8 @@ class OpeningLog(JsonLinesLog):
                 f"{questions.conversations} is {digest(questions)[:12]}; use the versions of that line"
             )
         asked = load_questions(questions.conversations)
-        return [from_right_bits(bits, asked) for bits in line["right"]]
+        right = dict(zip(line["seeds"], line["right"], strict=True))
+        return [from_right_bits(right[seed], asked) for seed in (right if seeds is None else seeds)]
 
 
 def _is_of(line: Entry, opening: Opening) -> bool:

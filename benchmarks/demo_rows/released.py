@@ -6,7 +6,8 @@ from dataclasses import replace
 from alignkd.pipeline.demo.recipes import EVERYTHING, ROWS, SUPERVISED, SUPERVISED_ONLY, Recipe, named_rows
 from alignkd.pipeline.demo.settings import DemoSettings
 from demo_rows.grids import GRIDS
-from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, config_of
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
+from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, config_of, every_trial
 
 _SAME_COST = f"{SUPERVISED}.cost-of-"
 
@@ -18,10 +19,7 @@ def why_not_released(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> s
     """
     if recipe.name not in GRIDS:
         return why_not_released(_settings_of(recipe), log, settings)
-    trials = [
-        Trial(row=recipe.name, setting=setting, seed=seed) for setting in GRIDS[recipe.name].settings for seed in SEEDS
-    ]
-    best = chosen(recipe.name, log.accuracies(trials, settings))
+    best = chosen(recipe.name, log.accuracies(every_trial(recipe.name), settings))
     if best is None:
         return f"{recipe.name}: its selection has not ended; run benchmarks/demo_selection.py --rows {recipe.name}"
     wanted = Trial(row=recipe.name, setting=best[0], seed=SEEDS[0]).config(settings)
@@ -31,11 +29,14 @@ def why_not_released(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> s
 
 
 def released_rows(names: Sequence[str], log: TrialLog, settings: DemoSettings) -> list[Recipe]:
-    """The named rows, each followed by its partner of the same cost if its trials have measured the cost."""
+    """The named rows, each followed by its partner of the same cost if its trials have measured the cost.
+
+    Published methods have no such partners.
+    """
     rows: list[Recipe] = []
     for recipe in named_rows(names):
         rows.append(recipe)
-        if (partner := same_cost(recipe, log, settings)) is not None:
+        if recipe.name not in OBJECTIVE_GRIDS and (partner := same_cost(recipe, log, settings)) is not None:
             rows.append(partner)
     return rows
 
@@ -82,5 +83,5 @@ def seconds_per_step(recipe: Recipe, log: TrialLog, settings: DemoSettings) -> d
 
 
 def known_rows() -> str:
-    """Names of all rows for an option's default."""
-    return ",".join(name for name in ROWS if name in GRIDS)
+    """Names of all rows but those of published methods, for an option's default."""
+    return ",".join(name for name in ROWS if name in GRIDS and name not in OBJECTIVE_GRIDS)

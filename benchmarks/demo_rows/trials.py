@@ -2,7 +2,8 @@
 
 Every released row with a grid has the same budget: the settings of the grid (`demo_rows/grids.py`), each tried with the
 first seed of `SEEDS`; the better `GOING_ON` of them also with the other seeds. The setting with the highest mean of all
-seeds is chosen. Accuracy is that on the questions of the pool `development` that need the picture.
+seeds is chosen. Rows of published methods have a budget of their own (`Grid.seeds`). Accuracy is that on the questions
+of the pool `development` that need the picture.
 """
 
 import json
@@ -16,8 +17,9 @@ from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths
 from alignkd.pipeline.demo.recipes import Recipe
 from alignkd.pipeline.demo.run_config import deciding, run_config
 from alignkd.pipeline.demo.settings import DemoSettings
-from demo_rows.grids import GOING_ON, GRIDS, Setting
+from demo_rows.grids import GOING_ON, GRIDS
 from demo_rows.json_lines_log import JsonLinesLog
+from demo_rows.settings import Setting
 
 SEEDS = (100, 101, 102)
 
@@ -75,8 +77,13 @@ def _key(row: str, seed: int, config: Mapping[str, Any]) -> str:
 
 
 def every_trial(row: str) -> list[Trial]:
-    """Every setting of a row with every seed, whether it is tried or not."""
-    return [Trial(row=row, setting=setting, seed=seed) for setting in GRIDS[row].settings for seed in SEEDS]
+    """Every setting of a row with every seed of its budget, whether it is tried or not."""
+    return [Trial(row=row, setting=setting, seed=seed) for setting in GRIDS[row].settings for seed in seeds_of(row)]
+
+
+def seeds_of(row: str) -> tuple[int, ...]:
+    """The seeds of a row's trials."""
+    return SEEDS[: GRIDS[row].seeds]
 
 
 def first_round(row: str) -> list[Trial]:
@@ -94,15 +101,16 @@ def second_round(row: str, found: Mapping[Trial, float]) -> list[Trial]:
         return []
     going_on = GOING_ON if GRIDS[row].halving else len(first)
     better = sorted(first, key=lambda trial: -found[trial])[:going_on]
-    return [replace(trial, seed=seed) for trial in better for seed in SEEDS[1:]]
+    return [replace(trial, seed=seed) for trial in better for seed in seeds_of(row)[1:]]
 
 
 def chosen(row: str, found: Mapping[Trial, float]) -> tuple[Setting, Sequence[float]] | None:
     """The setting with the highest mean over all seeds and its accuracies; None until both rounds have ended."""
+    first = first_round(row)
     second = second_round(row, found)
-    if not second or any(trial not in found for trial in second):
+    if any(trial not in found for trial in (*first, *second)):
         return None
     means = {}
-    for trial in second:
-        means[trial.setting] = [found[replace(trial, seed=seed)] for seed in SEEDS]
+    for trial in second if len(seeds_of(row)) > 1 else first:
+        means[trial.setting] = [found[replace(trial, seed=seed)] for seed in seeds_of(row)]
     return max(means.items(), key=lambda item: mean(item[1]))

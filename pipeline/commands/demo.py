@@ -9,6 +9,11 @@ from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.printing import json_option, print_json
 
 
+def _names(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(filter(None, value.split(",")))
+
+
 @click.command()
 @click.option(
     "--out",
@@ -23,9 +28,16 @@ from alignkd.pipeline.console.printing import json_option, print_json
 @click.option(
     "--rows",
     metavar="NAMES",
-    callback=lambda _context, _option, value: tuple(filter(None, value.split(","))),
+    callback=_names,
     default="",
     help="Names of rows, separated by commas, instead of the usual ones; the supervised row is always there.",
+)
+@click.option(
+    "--objectives",
+    metavar="NAMES",
+    callback=_names,
+    default="",
+    help="Rows of published methods (docs/objectives.md), separated by commas, or all; in place of the usual rows.",
 )
 @click.option(
     "--profile",
@@ -48,6 +60,7 @@ def demo(
     seeds: int,
     ablation: bool,
     rows: tuple[str, ...],
+    objectives: tuple[str, ...],
     profile: str | None,
     train_teacher: bool,
     device: str,
@@ -69,7 +82,14 @@ def demo(
     else:
         usable_device(device)
     report = run_demo(
-        out, quick=quick, seeds=seeds, ablation=ablation, rows=rows, profile=profile, train_teacher=train_teacher
+        out,
+        quick=quick,
+        seeds=seeds,
+        ablation=ablation,
+        rows=rows,
+        objectives=objectives,
+        profile=profile,
+        train_teacher=train_teacher,
     )
     tables = "\n\n".join(plain_table(found) for found in (table(report), differences(report)) if found)
     click.echo(f"\n{tables}\n\n{out / 'report.md'}", err=as_json)

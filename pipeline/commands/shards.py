@@ -10,6 +10,7 @@ from alignkd.pipeline.shards.copying import convert, merge
 from alignkd.pipeline.shards.diff import diff
 from alignkd.pipeline.shards.export import export
 from alignkd.pipeline.shards.ls import ls
+from alignkd.pipeline.shards.select import select
 from alignkd.pipeline.shards.show import show
 from alignkd.pipeline.shards.stats import stats
 from alignkd.pipeline.shards.upkeep import gc, index
@@ -47,5 +48,5 @@ def shards(context: click.Context) -> None:
     context.with_resource(ends_on_interrupt())
 
 
-for command in (ls, show, stats, verify, diff, convert, export, merge, centres, gc, index):
+for command in (ls, show, stats, verify, diff, select, convert, export, merge, centres, gc, index):
     shards.add_command(command)

@@ -275,8 +275,35 @@ class RunConfig(DataAndTeacher):
             compared = [term for term, key in weighed.items() if key == "counterfactual"]
             found = [losses.problem_of_counterfactual(term, removed) for term in compared]
             problems += [f"train.{problem}" for problem in found if problem is not None]
+            if losses.logit_groups is not None and removed is None:
+                problems.append(
+                    f"train.losses.logit_groups is {losses.logit_groups!r}, but the teacher's counterfactual pass is "
+                    "not stored; leave it out or set store.counterfactual"
+                )
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _domains_can_be_weighed(self) -> Self:
+        """Check before the teacher runs that there are several domains, and that nothing else sets their weights."""
+        if self.train is None or self.train.domain_weights is None:
+            return self
+        method = self.train.domain_weights.method
+        given = [f"data.{number}.weight is {one.weight:g}" for number, one in enumerate(self.data) if one.weight != 1.0]
+        if isinstance(self.store, ListedStores):
+            weighted = (store.path for store in self.store.stores if store.weight != 1.0 or store.share is not None)
+            given += [f"store {path} has a weight or share" for path in weighted]
+        elif self.teacher is not None and len(self.data) == 1:
+            raise ValueError(
+                f"train.domain_weights is {method!r}, but there is one data set, so one domain; give several data "
+                "sets, or leave it out"
+            )
+        if given:
+            raise ValueError(
+                f"train.domain_weights is {method!r}, which sets the weights of all domains, but {given[0]}; remove "
+                "one of them"
+            )
         return self
 
     def _is_missing(self, term: str, key: str) -> bool:

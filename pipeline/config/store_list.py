@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from alignkd.student_train.stores import TrainStore, store_problems
 from alignkd.teacher_dump.settings.store import StoreConfig
-from alignkd.vlm.settings import COMPLETE, Positive, Settings, UserLocation
+from alignkd.vlm.settings import COMPLETE, Positive, Settings, UserLocation, UserPath
 
 
 class ListedStore(Settings):
@@ -20,16 +20,18 @@ class ListedStore(Settings):
         weight: how often each of its samples is seen per pass.
         share: share of the samples of a pass that come from this store, in place of `weight`; all stores have one or
             none has, and they sum to 1. The store that is scarce for its share is seen once per pass.
+        samples: list of the samples that are trained on, written by `alignkd shards select`; None takes all.
     """
 
     path: UserLocation
     name: str | None = Field(default=None, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")
     weight: Positive = 1.0
     share: float | None = Field(default=None, gt=0, le=1)
+    samples: UserPath | None = None
 
     def train_store(self) -> TrainStore:
         """The store as a run takes it."""
-        return TrainStore(path=self.path, name=self.name, weight=self.weight, share=self.share)
+        return TrainStore(path=self.path, name=self.name, weight=self.weight, share=self.share, samples=self.samples)
 
 
 class ListedStores(StoreConfig):

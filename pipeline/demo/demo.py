@@ -15,7 +15,7 @@ from alignkd.pipeline.demo.folder import DemoFolder, StudentPaths, begin, made_o
 from alignkd.pipeline.demo.models import TEACHER_CHECKPOINT, write_student
 from alignkd.pipeline.demo.pictures.illustrate import draw_pictures
 from alignkd.pipeline.demo.processes import ALIGNKD, TEACHER_TRAINING, Command, run_commands
-from alignkd.pipeline.demo.recipes import ABLATION, SHOWN, MoreScenes, Recipe, named_rows
+from alignkd.pipeline.demo.recipes import ABLATION, SHOWN, MoreScenes, Recipe, named_objectives, named_rows
 from alignkd.pipeline.demo.results.report import make_report, write_report
 from alignkd.pipeline.demo.run_config import generation_config, steps_of, write_run_config
 from alignkd.pipeline.demo.settings import FULL, QUICK, TEMPLATE, DemoSettings
@@ -37,6 +37,7 @@ def run_demo(
     seeds: int = 1,
     ablation: bool = False,
     rows: Sequence[str] = (),
+    objectives: Sequence[str] = (),
     profile: str | None = None,
     train_teacher: bool = False,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def run_demo(
         seeds: number of students per row.
         ablation: add one row per loss, and rows with other attention pairs.
         rows: names of further rows.
+        objectives: names of presets of published methods, each a further row; `all` for all of them.
         profile: profile of the stores; None uses the codecs of the preset.
         train_teacher: train a new teacher instead of using the shipped one.
 
@@ -62,9 +64,10 @@ def run_demo(
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, found {seeds}; raise it")
     settings, folder = QUICK if quick else FULL, DemoFolder(out.resolve())
+    methods = named_objectives(objectives)
     # without names the rows of a plain demo
-    wanted = (*SHOWN, *ABLATION) if ablation else () if rows else SHOWN
-    recipes = named_rows([*(recipe.name for recipe in wanted), *rows])
+    wanted = (*SHOWN, *ABLATION) if ablation else () if rows or methods else SHOWN
+    recipes = named_rows([*(recipe.name for recipe in wanted), *rows, *methods])
     if profile is not None:
         settings = replace(settings, store={"profile": profile})
     begin(folder, {**asdict(settings), "train_teacher": train_teacher})
@@ -100,8 +103,8 @@ def run_demo(
     with steps("pictures", "losses, and the attention of each model"):
         pictures = draw_pictures(folder, students)
     options = {
-        "quick": quick, "seeds": seeds, "ablation": ablation, "rows": ",".join(rows), "profile": profile,
-        "train_teacher": train_teacher,
+        "quick": quick, "seeds": seeds, "ablation": ablation, "rows": ",".join(rows),
+        "objectives": ",".join(objectives), "profile": profile, "train_teacher": train_teacher,
     }  # fmt: skip
     report = make_report(folder, students, settings, options, steps.seconds)
     write_report(folder, report, pictures)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from alignkd.student_train.objective.presets import METHODS
 from alignkd.vlm.errors import InputError
 
 SUPERVISED, ALIGN_KD = "supervised", "align_kd"
@@ -117,10 +118,61 @@ MORE_SCENES = (
     replace(_SUPERVISED_MORE, name="supervised_more_true", label="supervised, their true answers", store=TQV_MORE_TRUE),
     TWO_LAYERS_MORE,
 )
+
+
+def _targets_of_all_methods() -> dict[str, Any]:
+    """The keys of `store` that the published methods need, together, in the codecs of the demo; and whole logits."""
+    found: dict[str, Any] = {}
+    for method in METHODS.values():
+        for key, value in method.store.items():
+            assert found.setdefault(key, value) == value, f"two methods need different {key}"
+    return {**found, "attention": {**found["attention"], "codec": "float16"}, "logits": {"kind": "full"}}
+
+
+# The changes of these were chosen by benchmarks/demo_selection.py --objectives.
+_CHOSEN: Mapping[str, Mapping[str, Any]] = {}
+_OBJECTIVES = Store(name="objectives", keys=_targets_of_all_methods())
+
+
+def _of_method(name: str) -> Recipe:
+    """The row of a published method: the losses of its preset, on the store of all of them."""
+    method, chosen = METHODS[name], _CHOSEN.get(name, {})
+    return Recipe(
+        name=name,
+        label=method.method,
+        store=_OBJECTIVES,
+        losses={SUPERVISED: 0.0, **method.losses, **chosen.get("losses", {})},
+        train={**method.train, **chosen.get("train", {})},
+    )
+
+
+def _of_divergence(name: Literal["bild", "sinkhorn"], label: str) -> Recipe:
+    """The row of a published divergence of answer logits beside the labels."""
+    losses = {"logit": 1.0, "logit_divergence": name, **_CHOSEN.get(name, {}).get("losses", {})}
+    train = _CHOSEN.get(name, {}).get("train", {})
+    return Recipe(name=name, label=label, store=_OBJECTIVES, losses=losses, train=train)
+
+
+OBJECTIVES = (*map(_of_method, METHODS), _of_divergence("bild", "BiLD"), _of_divergence("sinkhorn", "SinKD"))
+"""A row for each preset of a published method, and two of divergences alone."""
 SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)
 """The rows of a plain `alignkd demo`."""
-ROWS = {recipe.name: recipe for recipe in (SUPERVISED_ONLY, *ABLATION, EVERYTHING, TWO_LAYERS, *MORE_SCENES)}
+ROWS = {
+    recipe.name: recipe for recipe in (SUPERVISED_ONLY, *ABLATION, EVERYTHING, TWO_LAYERS, *MORE_SCENES, *OBJECTIVES)
+}
 """Every row by its name."""
+
+
+def named_objectives(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of rows of published methods; `all` is all of them.
+
+    Raises:
+        InputError: there is no method of a name.
+    """
+    known, wanted = [row.name for row in OBJECTIVES], [*names]
+    if unknown := [name for name in wanted if name not in (*known, "all")]:
+        raise InputError(f"--objectives: {', '.join(unknown)} is not among {', '.join(known)}; choose some, or all")
+    return tuple(name for name in known if name in wanted or "all" in wanted)
 
 
 def named_rows(names: Iterable[str]) -> tuple[Recipe, ...]:

@@ -17,12 +17,15 @@ from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.student import student_memory
 from alignkd.pipeline.plan.memory.table import memory_table
+from alignkd.pipeline.plan.objective import planned_objective
 from alignkd.pipeline.plan.result import PlanOptions
 from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
-from alignkd.pipeline.plan.time.padding import training_padding
-from alignkd.storage import StoreError, StoreReader
+from alignkd.pipeline.plan.time.padding import STEPS, training_padding
+from alignkd.storage import SampleOrder, StoreError, StoreReader
 from alignkd.storage.read.pairs import Pairs
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
 from alignkd.student_train.data.pairs import not_drawn
@@ -48,14 +51,15 @@ class TrainingPlan:
         per_pass: samples of one pass.
         steps: optimiser steps on one device; of an extension from the beginning of the run that it extends.
         samples_seen: samples of all steps.
-        longest: embedded tokens of the longest sample of all stores.
+        longest: embedded tokens of the longest sample that is trained on or held out.
         mean_tokens: mean over a pass.
         padding: padded / real positions of the first steps on one device.
         student: memory of training.
         table: the student's memory for other numbers of devices, optimisers, and with or without checkpointing.
         hours: device -> hours of the whole training on one such device.
-        notes: lines on stored targets that no loss compares with.
+        notes: lines on stored targets that no loss compares with, and on the choice of samples.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
+        objective: as `planned_objective`.
     """
 
     name: str | None
@@ -73,6 +77,7 @@ class TrainingPlan:
     host_memory: int
     notes: Sequence[str] = ()
     evaluation: EvaluationPlan | None = None
+    objective: Mapping[str, Any] | None = None
 
     @property
     def fits_by(self) -> dict[str, bool]:
@@ -98,6 +103,7 @@ class TrainingPlan:
             "stage": self.name,
             "stores": [dict(row) for row in self.stores],
             "samples_per_pass": self.per_pass,
+            "objective": None if self.objective is None else dict(self.objective),
             "steps": self.steps,
             "samples_seen": self.samples_seen,
             "longest": self.longest,
@@ -148,16 +154,20 @@ def training_plan(
     check_stores_agree(readers, train)
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
     unpaired = not_drawn(readers, held_out, in_pairs=train.in_pairs)
-    mixture = Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired)
+    mixture = Mixture.of(
+        job.stores, readers, job.source_weights, held_out=unpaired, domain_weights=train.domain_weights
+    )
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
-    load = _load(config, options, student, readers, lengths)
+    measured = np.concatenate([portion.measured for portion in mixture.portions])
+    used = np.unique(np.concatenate([mixture.trained, held_out, measured]))
+    load = _load(config, options, student, readers, lengths, used)
     steps, device = (
         train.optimiser_steps(mixture.per_pass, 1),
         options.gpu_memory or device_named(options.device).memory,
     )
     units = steps * train.global_batch_size(1)
     seen, weights = units * (2 if train.in_pairs else 1), _weights(mixture, len(lengths))
-    order = mixture.order(train.seed, train.global_batch_size(1))
+    order = _first_order(mixture, train)
     padding = training_padding(train, lengths, order, Pairs.of_stores(readers) if train.in_pairs else None)
     shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
@@ -166,6 +176,7 @@ def training_plan(
         shape,
         per_pass=mixture.per_pass,
         held_out=len(held_out),
+        measured=len(measured),
         stem=0.0 if stem is None else _stem_operations(stem, shape["tokens"]),
     )
     return TrainingPlan(
@@ -174,7 +185,7 @@ def training_plan(
         per_pass=mixture.per_pass,
         steps=steps,
         samples_seen=seen,
-        longest=int(lengths.max()),
+        longest=int(lengths[used].max()),
         mean_tokens=float(np.average(lengths, weights=weights)),
         padding=padding,
         student=student_memory(student, load),
@@ -182,9 +193,33 @@ def training_plan(
         hours={name: training_hours(config, operations, found) for name, found in DEVICES.items()},
         gpu_memory=device,
         host_memory=host_memory() if options.host_memory is None else options.host_memory,
-        notes=[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
+        notes=[
+            *[line for reader in readers if (line := unused_of_store(reader, train)) is not None],
+            *_notes_on_samples(mixture),
+        ],
         evaluation=plan_evaluation(config, shapes, trained),
+        objective=planned_objective(train),
     )
+
+
+def _first_order(mixture: Mixture, train: TrainConfig) -> SampleOrder:
+    """The order of the run; weights of domains, which follow the student, are taken to be equal in the first steps."""
+    order = mixture.order(train.seed, train.global_batch_size(1))
+    if isinstance(order, DomainOrder):
+        while not order.knows(STEPS):
+            order.add([1 / len(order.domains)] * len(order.domains))
+    return order
+
+
+def _notes_on_samples(mixture: Mixture) -> list[str]:
+    """Lines on lists of samples, and on weights that only the run will find."""
+    found = [] if mixture.domain_weights is None and not any(mixture.lists) else list(mixture.lines())
+    if (weights := mixture.domain_weights) is not None:
+        found.append(
+            f"weights of domains follow the student ({weights.method}); shares of a pass and hours are those of equal "
+            "frequency of all samples"
+        )
+    return found
 
 
 def _opened(path: Path | str) -> StoreReader:
@@ -204,14 +239,15 @@ def _load(
     student: ModelShapes,
     readers: Sequence[StoreReader],
     lengths: NDArray[np.int64],
+    used: NDArray[np.int64],
 ) -> StudentLoad:
-    """A micro-batch padded to the longest sample of all stores."""
+    """A micro-batch padded to the longest sample that is used, of all stores."""
     assert config.student is not None and config.train is not None
     train, first = config.train, readers[0]
-    shapes, largest = first.manifest.shapes, LargestMicroBatch.of(train, lengths, options.devices)
-    queries = largest.most(_over(readers, "num_queries"))
-    blocks = int(_over(readers, "num_images").max()) if shapes.vision_tokens is not None else 1
-    vision = largest.most(_vision(student, readers))
+    shapes, largest = first.manifest.shapes, LargestMicroBatch.of(train, lengths[used], options.devices)
+    queries = largest.most(_over(readers, "num_queries")[used])
+    blocks = int(_over(readers, "num_images")[used].max()) if shapes.vision_tokens is not None else 1
+    vision = largest.most(_vision(student, readers)[used])
     stem = stem_of_run(first, train)
     adapters = {TERMS[name].adapter for name in train.losses.weights}
     stored = sum(sum(entry.bytes for entry in commit.files) for reader in readers for commit in reader.commits)
@@ -221,7 +257,7 @@ def _load(
         micro_batch=largest.samples,
         token_budget=train.token_budget or 0,
         length=largest.length,
-        supervised=largest.most(_over(readers, "num_supervised")),
+        supervised=largest.most(_over(readers, "num_supervised")[used]),
         vision=vision,
         queries=queries * blocks if "attention" in train.losses.weights else 0,
         teacher_heads=shapes.num_heads,
@@ -243,6 +279,7 @@ def _load(
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
         state_adapter="state_adapter" in adapters and shapes.hidden_size != student.size.hidden_size,
+        relations="relation" in train.losses.weights,
         head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         batch_bytes=largest.samples * (student.array_bytes_of(vision) + targets),
     )

@@ -34,6 +34,7 @@ from alignkd.pipeline.plan.memory.table import memory_table
 from alignkd.pipeline.plan.memory.teacher import teacher_memory
 from alignkd.pipeline.plan.memory.teacher_host import teacher_host_bytes
 from alignkd.pipeline.plan.memory.trained import CHECKPOINT_BYTES, counts_of, trained_adapters
+from alignkd.pipeline.plan.objective import planned_objective
 from alignkd.pipeline.plan.probe import run_probe
 from alignkd.pipeline.plan.result import Plan, PlanOptions, TrainedPlan
 from alignkd.pipeline.plan.stem import StemInputs, sizes_of, stem_bytes_on_disk, stem_plan
@@ -146,6 +147,7 @@ def make_plan(
         notes=data.notes,
         unused=_unused(config, manifest, store, data),
         evaluation=_evaluation(config, teacher, student, trained),
+        objective=planned_objective(config.train),
     )
     fits = all(plan.fits_by.get(name, True) for name in ("student", "student_host"))
     faster = faster_choice(plan, student, load) if student is not None and load is not None and fits else None

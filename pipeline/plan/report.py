@@ -7,6 +7,7 @@ from alignkd.pipeline.console.printing import format_bytes, format_duration
 from alignkd.pipeline.plan.evaluation import EvaluationPlan
 from alignkd.pipeline.plan.from_stores import TrainingPlan
 from alignkd.pipeline.plan.memory.result import BESIDE_TORCH, BESIDE_TRAINING, Memory
+from alignkd.pipeline.plan.objective import objective_line
 from alignkd.pipeline.plan.result import Plan
 from alignkd.pipeline.plan.stem import MAX_SHARE, READ_RATE, StemPlan
 from alignkd.pipeline.plan.time.hours import STUDENT_SHARE, TEACHER_SHARE
@@ -35,6 +36,8 @@ def training_plan_lines(plan: TrainingPlan) -> Iterator[str]:
         )
     for note in plan.notes:
         yield f"  {note}"
+    if plan.objective is not None:
+        yield objective_line(plan.objective)
     yield ""
     yield from _memory_lines("training", plan.student, plan.gpu_memory)
     yield from _host_lines("training", plan.student, plan.host_memory, fits=plan.fits_by["student_host"])
@@ -177,6 +180,8 @@ def _layers(numbers: Sequence[int]) -> str:
 
 
 def _trained_lines(plan: Plan) -> Iterator[str]:
+    if plan.objective is not None:
+        yield objective_line(plan.objective)
     if plan.trained is not None:
         yield (
             f"trains    {plan.trained.text}, and {plan.trained.adapters / 1e6:.3g} M of the adapters; a checkpoint "

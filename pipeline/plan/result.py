@@ -83,6 +83,7 @@ class Plan:
         faster: settings of training that fit and take less time than the present ones, or None.
         unused: a line on stored targets that no loss compares with, or None.
         evaluation: the evaluation at the end, if the configuration has a section `eval`.
+        objective: as `planned_objective`.
     """
 
     name: str | None
@@ -108,6 +109,7 @@ class Plan:
     faster: Mapping[str, Any] | None = None
     unused: str | None = None
     evaluation: EvaluationPlan | None = None
+    objective: Mapping[str, Any] | None = None
 
     @property
     def all_hours(self) -> dict[str, dict[str, float]]:
@@ -150,6 +152,7 @@ class Plan:
             "teacher_memory_by_part": dict(self.teacher.parts),
             "teacher_host_bytes": self.teacher.host or None,
             "teacher_host_by_part": dict(self.teacher.host_parts) or None,
+            "objective": None if self.objective is None else dict(self.objective),
             "trained": None if self.trained is None else asdict(self.trained),
             "student_memory_bytes": None if student is None else student.peak,
             "student_memory_by_part": None if student is None else dict(student.parts),

@@ -11,6 +11,7 @@ from typing import Any
 from alignkd.storage import StoreError
 from alignkd.student_train.output import (
     BY_SOURCE,
+    DOMAIN_WEIGHT,
     FINISHED,
     KIND_PREFIX,
     METRICS,
@@ -39,7 +40,8 @@ class Run:
         samples_seen: samples consumed.
         samples_by_kind: samples consumed by kind.
         by_source: for each source of a run with several: `samples` consumed, and the mean of `loss` and of each term
-            over its samples in the last `window` steps that have the term.
+            over its samples in the last `window` steps that have the term; where weights of domains follow the student
+            also its mean `weight` over all steps.
         skipped: steps whose loss or gradient was not finite.
         window: number of steps in a mean of losses.
         final: mean of each loss over the last `window` steps that have it.
@@ -209,7 +211,9 @@ def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, floa
     found: dict[str, float] = {"samples": sum(step.get("samples", 0) for step in figures)}
     for name in dict.fromkeys(name for step in figures for name in step if name != "samples"):
         last = [(step[name], step["samples"]) for step in figures if step.get(name) is not None][-window:]
-        if last:
+        if name == DOMAIN_WEIGHT and last:  # also of steps without a sample of the source
+            found[name] = statistics.fmean(step[name] for step in figures if step.get(name) is not None)
+        elif last:
             found[name] = statistics.fmean(*map(list, zip(*last, strict=True)))
     return found
 

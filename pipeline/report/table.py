@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from alignkd.pipeline.console.printing import aligned, format_count
 from alignkd.pipeline.report.load import Run, best_value, losses_of, moved_figures_of, validated_losses_of
+from alignkd.student_train.output import DOMAIN_WEIGHT
 
 HEADING = "# Training runs"
 LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their name
@@ -57,6 +58,8 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
 def _rows_by_source(runs: Sequence[Run]) -> Iterator[tuple[str, Callable[[Run], str]]]:
     for source in dict.fromkeys(source for run in runs for source in run.by_source):
         yield f"source {source}: samples", _of_source(source, "samples", ",d")
+        if any(DOMAIN_WEIGHT in run.by_source.get(source, {}) for run in runs):
+            yield f"source {source}: mean weight", _of_source(source, DOMAIN_WEIGHT, ".3f")
         for name in losses_of(runs):
             yield f"source {source}: {name.replace('_', ' ')}", _of_source(source, name, ".4g")
 

@@ -14,11 +14,12 @@ from alignkd.pipeline.config.stem_use import takes_from_stem, tower_match
 from alignkd.pipeline.runs.phase_process import run_alignkd
 from alignkd.student_train.checkpoints.export import is_exported
 from alignkd.student_train.distributed.launcher import meeting_point
-from alignkd.student_train.engine.build import check_optimizer
+from alignkd.student_train.distributed.ranks import accelerator
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
 from alignkd.student_train.run.claim import check_output
+from alignkd.student_train.run.machine import check_machine
 from alignkd.student_train.run.settings import starting_point
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.data.open import open_data
@@ -81,13 +82,14 @@ def run_stages(
 def _check_training(path: Path) -> None:
     """Refuse settings of training that cannot work, in any stage, before the first teacher runs.
 
-    These are an optimiser whose library is missing, and a choice of what is trained that does not fit the student. A
-    student that the stage before makes has the shapes of that stage's own student.
+    These are what this machine cannot do, and a choice of what is trained that does not fit the student. A student that
+    the stage before makes has the shapes of that stage's own student. How many processes a launcher starts is not known
+    here, so the global batch is divided as for one.
     """
     existing: TrainJob | None = None
     for stage in load_stages(path, "run"):
         job = stage.config.train_job()
-        check_optimizer(job.train)
+        check_machine(job, device_type=accelerator(), processes=1)
         if existing is None or Path(str(job.student)).exists():
             existing = job
         if job.trained.choice != "all":

@@ -10,9 +10,11 @@ from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
 from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
-WRITTEN_BY, COMMAND = "written_by", "alignkd shards centres"
 # names in the file, which `student_train/objective/centres.py` reads
-TOKENS, CENTRES, COUNTS, TEACHER = "tokens", "centres", "counts", "teacher"
+TOKENS, CENTRES, COUNTS = "tokens", "centres", "counts"
+# in its metadata: the fingerprint of the teacher's weights. It is the only entry, because safetensors writes several in
+# any order, and a run that is resumed compares the file's checksum
+TEACHER = "class_means_of"
 
 
 @click.command()
@@ -47,9 +49,8 @@ def centres(store: Path | str, out: Path, min_count: int, samples: int | None, f
     reader = StoreReader(store, allow_incomplete=True)
     with progress_bar("read", min(len(reader), samples or len(reader))) as done:
         found = class_means(reader, min_count=min_count, max_records=samples, progress=done)
-    metadata = {WRITTEN_BY: COMMAND, TEACHER: reader.manifest.fingerprint["weights"], "min_count": str(min_count)}
     tensors = {TOKENS: found.tokens, CENTRES: found.means, COUNTS: found.counts}
-    write_whole(out, save(tensors, metadata=metadata))
+    write_whole(out, save(tensors, metadata={TEACHER: reader.manifest.fingerprint["weights"]}))
     figures = {
         "out": str(out),
         "records": found.records,
@@ -76,6 +77,6 @@ def is_ours(path: Path) -> bool:
 
     try:
         with safe_open(path, "np") as file:
-            return (file.metadata() or {}).get(WRITTEN_BY) == COMMAND
+            return TEACHER in (file.metadata() or {})
     except (OSError, SafetensorError):  # not a safetensors file
         return False

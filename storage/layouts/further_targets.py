@@ -1,6 +1,6 @@
 """`Record.more` to rows of columns and back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,13 @@ class FurtherTargets:
                 found[width_field(target)] = NO_ROW if values is None else values.shape[-1]
         return found
 
-    def decode(self, read: ReadRows, has_image: bool) -> dict[str, Target | Logits]:
-        """`Record.more` from the rows of each column."""
+    def decode(
+        self, read: ReadRows, has_image: bool, names: Collection[str] | None = None
+    ) -> dict[str, Target | Logits]:
+        """`Record.more` from the rows of each column; only the targets with these names, None: all."""
         more: dict[str, Target | Logits] = {}
         for target in self._targets:
-            if target.needs_image and not has_image:
+            if (target.needs_image and not has_image) or (names is not None and target.name not in names):
                 continue
             if target.kind == "logits":
                 more[target.name] = self._logits[target.name].decode(_renamed(read, target))

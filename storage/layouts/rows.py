@@ -1,7 +1,7 @@
 """Converts a record to rows of columns and back."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from alignkd.storage.layouts.vision_rows import VisionRows
 from alignkd.storage.logits.pass_through import encoded
 from alignkd.storage.logits.registry import check_kind
 from alignkd.storage.record.images import joined_rows, pack_files, split_rows, unpack_files
+from alignkd.storage.record.part import RecordPart, supervised_labels
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.columns.shard import (
     ATTENTION_COLUMNS,
@@ -120,6 +121,19 @@ class RecordCodec:
             fields["logits"] = self._logits.decode(read)
         fields["more"] = self._more.decode(read, bool(images))
         return Record.trusted(fields)
+
+    def decode_part(self, read: ReadRows, table: dict[str, int], *, logits: bool, more: Collection[str]) -> RecordPart:
+        """The labels and some targets of a record; no other column is requested from `read`.
+
+        Args:
+            logits: whether the store's logits are decoded.
+            more: names of further targets.
+        """
+        return RecordPart(
+            labels=supervised_labels(read("labels")),
+            logits=self._logits.decode(read) if logits and self._logits is not None else None,
+            more=self._more.decode(read, table["image_row"] != NO_ROW, more),
+        )
 
     def _tokens_of_image(self, read: ReadRows, num_images: int) -> tuple[int, ...]:
         if self.manifest.schema_version == 2:

@@ -1,5 +1,7 @@
 """One shard opened for reading: tables in memory, records read on request."""
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,7 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.protocol import ShardSource
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.record.part import RecordPart
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import CommitRecord
 from alignkd.storage.schema.manifest import Manifest
@@ -67,6 +70,19 @@ class OpenShard:
         self._reads += 1
         numbers = self.tables.numbers(number)
         return self.codec.decode(self.source.rows(number, numbers), numbers)
+
+    def part(self, number: int, *, logits: bool = False, more: Collection[str] = ()) -> RecordPart:
+        """The labels and some targets of a record; a zarr shard reads only their columns.
+
+        Args:
+            logits: whether `logits` are read.
+            more: names of further targets.
+
+        Raises:
+            CorruptStoreError: naming shard, file and chunk or member.
+        """
+        numbers = self.tables.numbers(number)
+        return self.codec.decode_part(self.source.rows(number, numbers), numbers, logits=logits, more=more)
 
     @property
     def is_busy(self) -> bool:

@@ -68,6 +68,11 @@ class KeyTable(Sequence[str]):
         """The first 8 bytes of each key as a number, uint64 [n]: evenly distributed, as keys are hashes."""
         return np.ascontiguousarray(self._data[:, :8]).view(">u8").astype(np.uint64).reshape(len(self._data))
 
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The keys as bytes, uint8 [n, 32]."""
+        return self._data
+
     def find(self, key: str) -> list[int]:
         """Positions of a key, ascending."""
         try:

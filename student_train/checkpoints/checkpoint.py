@@ -41,6 +41,8 @@ ADAPTERS = "adapters"
 # optimiser and number of processes that wrote the checkpoint; another run may go on with others
 WRITER = "writer"
 NUM_RECORDS = "num_records"
+# in checkpoints, and in the mark of a finished run: see `DomainHistory`
+DOMAIN_WEIGHTS = "domain_weights"
 # settings that checkpoints of earlier versions lack
 ABSENT_FROM_OLD_CHECKPOINTS = {NUM_RECORDS}
 # settings that they lack because there was no choice

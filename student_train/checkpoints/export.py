@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alignkd.disk.whole_file import fsync_path, write_whole
 from alignkd.storage.schema.sealed_json import seal
-from alignkd.student_train.checkpoints.checkpoint import TrainState
+from alignkd.student_train.checkpoints.checkpoint import DOMAIN_WEIGHTS, TrainState
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.engine.parameter_groups import ADAPTER_PREFIX, MODEL_PREFIX
@@ -71,6 +71,7 @@ def export(
     last: Metrics,
     *,
     validation: ValidationOutcome | None = None,
+    domain_weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Write adapters, LoRA, student and, last, the mark that the run is finished; called by ALL ranks.
 
@@ -78,6 +79,7 @@ def export(
         engine: holds the weights that are exported.
         state: after the last step of the run, whichever step the weights are of.
         validation: kept in the mark.
+        domain_weights: kept in the mark; None for weights that stay.
 
     Raises:
         TrainError: no step changed the student, or a weight is not finite.
@@ -98,6 +100,8 @@ def export(
         mark = {**asdict(state), "settings": settings, "metrics": last}
         if validation is not None:
             mark["validation"] = asdict(validation)
+        if domain_weights is not None:
+            mark[DOMAIN_WEIGHTS] = dict(domain_weights)
         # the mark comes last: student and adapters are on the disk before it
         write_whole(output / FINISHED, seal(mark))
         fsync_path(output)

@@ -38,6 +38,8 @@ class TrainBatch:
         positions_of_sample: supervised positions of each sample, plain integers.
         generated_N: bool, which of these tokens are of answers that a model wrote; None if no sample has any, or if no
             loss asks for them.
+        high_N: bool, which of these positions are those of their sample at which the image helps the teacher most; None
+            if no loss asks for them.
         attention: targets of eq. 1.
         vision_all_PD: teacher vision embeddings, image by image in batch order.
         vision_top_index_K: int64, the tokens of eq. 2 of each sample with images, counted through all images of the
@@ -61,6 +63,7 @@ class TrainBatch:
     labels_N: Tensor
     positions_of_sample: tuple[int, ...]
     generated_N: Tensor | None = None
+    high_N: Tensor | None = None
     attention: AttentionTargets | None = None
     vision_all_PD: EncodedTensor | None = None
     vision_top_index_K: Tensor | None = None

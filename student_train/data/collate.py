@@ -22,7 +22,7 @@ from alignkd.storage.record.record import (
     as_float32,
 )
 from alignkd.storage.schema.targets.affinity import AFFINITY
-from alignkd.storage.schema.targets.counterfactual import EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
 from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB
 from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
@@ -43,6 +43,7 @@ from alignkd.student_train.data.targets import (
     StemInputs,
     TruncatedTargets,
 )
+from alignkd.student_train.losses.logits.advantage_groups import high_positions
 from alignkd.vlm.inputs.batch import SequenceBatch, collate_sequences, pad_positions
 from alignkd.vlm.inputs.examples import Example
 from alignkd.vlm.inputs.position_map import AttentionPairs, Positions
@@ -59,6 +60,7 @@ def collate(
     attention_pairs: AttentionPairs | ChosenAttention,
     stem: StemLookup | None = None,
     pairs: BatchPairs | None = None,
+    high_share: float | None = None,
 ) -> TrainBatch:
     """One micro-batch with its targets.
 
@@ -68,6 +70,7 @@ def collate(
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
         pairs: the pairs among the samples; None: none has a rejected answer.
+        high_share: share of a sample's positions that are marked by their visual advantage; None: none is marked.
     """
     given = frozenset() if stem is None else stem.wanted
     wanted = attention_pairs
@@ -86,6 +89,7 @@ def collate(
     rejected_N = _rejected(records, pairs)
     return replace(
         inputs,
+        high_N=None if high_share is None else _joined([_high(record, high_share) for record in records]),
         attention=attention,
         vision_all_PD=_coded_rows(_vision_of_images(with_image)) if all_wanted else None,
         vision_top_index_K=_top_index(with_image) if top_wanted else None,
@@ -146,6 +150,13 @@ def _generated(examples: Sequence[Example]) -> Tensor | None:
         return None
     assert len(marks) == len(examples), "marks of all samples or of none"
     return _joined(marks)
+
+
+def _high(record: Record, share: float) -> NDArray[np.bool_]:
+    """The positions of a record with the highest visual advantage; none of a record without images."""
+    if not record.has_image:
+        return np.zeros(len(record.supervised_positions), np.bool_)
+    return high_positions(as_float32(record.more[ADVANTAGE]), share)  # type: ignore[arg-type]  # kind `values`
 
 
 def _stem_inputs(

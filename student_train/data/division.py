@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder
 from alignkd.storage.read.pairs import Pairs
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.pairs import unit_starts
 from alignkd.vlm.inputs.batch_cuts import largest_first, least_work_cuts
 
@@ -138,9 +139,15 @@ class Divisions:
         # The step that is computed, and the one whose batches are prepared meanwhile.
         self.of_step = lru_cache(maxsize=2)(self._of_step)
 
-    def numbers(self, steps: range) -> Iterator[tuple[int, int]]:
-        """Step and number within the step of each micro-batch of a rank, in order."""
-        return ((step, number) for step in steps for number in range(len(self.of_step(step))))
+    def positions(self, steps: range, rank: int) -> Iterator[NDArray[np.int64] | None]:
+        """The samples of each micro-batch of a rank, in order, int64; None as long as an interval has no weights yet.
+
+        A step is looked up when its first micro-batch is requested.
+        """
+        for step in steps:
+            while isinstance(self.order, DomainOrder) and not self.order.knows(step):
+                yield None
+            yield from self.of_step(step).of_rank(rank)
 
     def _of_step(self, step: int) -> Division:
         samples = self.order.global_batch_indices(step)

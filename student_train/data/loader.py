@@ -1,6 +1,6 @@
 """The stream of one rank's micro-batches: a pure function of order and lengths, resumable at any optimiser step."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,9 @@ def load_batch(
     stem: StemLookup | None,
     attention: ChosenAttention | None = None,
     pairs: Pairs | None = None,
+    high_share: float | None = None,
 ) -> TrainBatch:
-    """The samples at these positions as one batch; `targets`, `stem` and `attention` as of `collate`.
+    """The samples at these positions as one batch; `targets`, `stem`, `attention` and `high_share` as of `collate`.
 
     Args:
         pairs: of all samples; None: they have no rejected answer.
@@ -42,6 +43,7 @@ def load_batch(
             attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
             pairs=None if pairs is None else pairs_in_batch(positions, pairs),
+            high_share=high_share,
         )
     except ValueError as error:
         raise TrainError(str(error)) from error
@@ -58,6 +60,7 @@ def load_micro_batches(
     attention: ChosenAttention | None = None,
     pairs: Pairs | None = None,
     workers: int = 0,
+    high_share: float | None = None,
 ) -> Iterator[TrainBatch]:
     """This rank's micro-batches of the optimiser steps `steps`, the same for any number of workers.
 
@@ -71,18 +74,48 @@ def load_micro_batches(
         attention: the attention that batches carry; None: the first layer's.
         pairs: see `load_batch`.
         workers: processes that prepare batches; 0 prepares them in this process.
+        high_share: as of `collate`.
 
     Raises:
         TrainError: while iterating, if a sample cannot be used or a worker was killed.
     """
-    if not workers and len(steps) * divisions.order.global_batch > len(samples):
+    if not workers and len(steps) * divisions.order.global_batch > min(len(samples), divisions.order.num_samples):
         samples = KeptSamples(samples, KEPT_BYTES // ranks.world_size)
 
-    def make(number: tuple[int, int]) -> TrainBatch:
-        """The micro-batch of this step and this number within the step."""
-        step, place = number
-        positions = divisions.of_step(step).of_rank(ranks.rank)[place]
-        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention, pairs=pairs)
+    def make(positions: NDArray[np.int64] | None) -> TrainBatch | None:
+        """The micro-batch of these samples."""
+        if positions is None:
+            return None
+        return load_batch(
+            samples,
+            positions,
+            targets=targets,
+            stem=stem,
+            attention=attention,
+            pairs=pairs,
+            high_share=high_share,
+        )
 
-    numbers = divisions.numbers(steps)
-    return FromWorkers(make, numbers, workers) if workers else map(make, numbers)
+    # The samples are looked up in this process: an order whose weights change is not the one that workers inherited.
+    wanted = divisions.positions(steps, ranks.rank)
+    return KnownBatches(make, wanted, workers) if workers else _made(make, wanted)
+
+
+class KnownBatches(FromWorkers):
+    """Micro-batches that workers prepare; those that were requested before their samples were known are passed over."""
+
+    def __next__(self) -> TrainBatch:
+        while (batch := super().__next__()) is None:
+            continue
+        found: TrainBatch = batch
+        return found
+
+
+def _made(
+    make: Callable[[NDArray[np.int64] | None], TrainBatch | None], wanted: Iterator[NDArray[np.int64] | None]
+) -> Iterator[TrainBatch]:
+    """Each micro-batch when it is requested; its samples are known then."""
+    for positions in wanted:
+        batch = make(positions)
+        assert batch is not None, "the weights of this interval are not measured yet"
+        yield batch

@@ -48,8 +48,9 @@ class PairedOrder(SampleOrder):
 def with_partners(units: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:
     """Each position and, behind a chosen record, its rejected one."""
     behind = np.where(pairs.first[units], pairs.partner[units], NO_PARTNER)
-    both = np.stack([units, behind], axis=1).flatten()
-    return both[both != NO_PARTNER].astype(np.int64)
+    both: NDArray[np.int64] = np.stack([units, behind], axis=1).flatten().astype(np.int64)
+    found: NDArray[np.int64] = both[both != NO_PARTNER]
+    return found
 
 
 def unit_starts(positions: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:

@@ -49,15 +49,25 @@ def repeatable(wanted: bool, device_type: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _fix_workspace() -> None:
-    found, wanted = os.environ.get(WORKSPACE), FIXED_WORKSPACES[0]
-    if found in FIXED_WORKSPACES:
-        return
-    if found is not None:
+def check_workspaces() -> None:
+    """Refuse a value of CUBLAS_WORKSPACE_CONFIG with which products may differ from run to run.
+
+    Raises:
+        TrainError: it has such a value.
+    """
+    found = os.environ.get(WORKSPACE)
+    if found not in (None, *FIXED_WORKSPACES):
         raise TrainError(
             f"train.deterministic is true, but {WORKSPACE} is {found!r}, expected {' or '.join(FIXED_WORKSPACES)}; "
-            f"unset it, or set it to {wanted}"
+            f"unset it, or set it to {FIXED_WORKSPACES[0]}"
         )
+
+
+def _fix_workspace() -> None:
+    check_workspaces()
+    if WORKSPACE in os.environ:
+        return
+    wanted = FIXED_WORKSPACES[0]
     if torch.cuda.is_initialized():
         raise TrainError(
             f"train.deterministic is true, but this process has used CUDA without {WORKSPACE}; start it with "

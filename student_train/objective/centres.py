@@ -20,7 +20,7 @@ TOKENS: Final = "tokens"
 CENTRES: Final = "centres"
 COUNTS: Final = "counts"
 # in its metadata: the fingerprint of the teacher's weights
-TEACHER: Final = "teacher"
+TEACHER: Final = "class_means_of"
 
 
 class Centres(nn.Module):

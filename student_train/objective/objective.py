@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.stem_targets import StemTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
+from alignkd.student_train.losses.logits.advantage_groups import group_factors
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads, first_layers
@@ -87,6 +88,8 @@ class DistilledStudent(nn.Module):
         self.statistics: BatchStatistics | None = None
         # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
         self.step_values: Mapping[str, float] = losses.first_step_values
+        # positions of the high and of the low group of the logit loss in the global batch, set before each step
+        self.group_sizes: tuple[int, int] | None = None
         # of the weights of attention rows; they are measured when the student is on its device
         self.references: RowReferences | None = None
         select_trained(model, trained or TrainedConfig())
@@ -218,6 +221,7 @@ class DistilledStudent(nn.Module):
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
             rejected_N=batch.rejected_N,
+            logit_factors_N=self._logit_factors(batch),
             step_values=self.step_values,
             positions_of_sample=batch.positions_of_sample,
         )
@@ -239,6 +243,13 @@ class DistilledStudent(nn.Module):
             name: replace(loss, count=loss.count - batch.num_rejected).by_sample(samples_N, num_samples)
             for name, loss in found.items()
         }
+
+    def _logit_factors(self, batch: TrainBatch) -> Tensor | None:
+        """What gives each group of positions a mean of its own; None: one mean over all positions."""
+        if self.losses.high_share is None or batch.high_N is None:
+            return None
+        assert self.group_sizes is not None, "set before each step"
+        return group_factors(batch.high_N, *self.group_sizes, dtype=torch.float32)
 
     def _other_terms(self, forward: ForwardPass) -> dict[str, LossSum]:
         computed = {name: TERMS[name].compute for name in self.losses.weights}

@@ -16,7 +16,7 @@ from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
-from alignkd.student_train.objective.attention.match import AttentionForm, AttentionHeads
+from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, AttentionHeads
 from alignkd.student_train.objective.counterfactual_terms import KEEP
 from alignkd.student_train.objective.logits.divergence_checks import problem_of_settings, problems_with_store
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
@@ -30,6 +30,9 @@ from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.families.family import Head
 from alignkd.vlm.settings import Amount, Count, CountFromZero, Positive, Settings
 
+LogitGroups = Literal["visual_advantage"]
+# of `logit_group_share`: ours, no paper gives one for stored targets
+DEFAULT_SHARE = 0.2
 # (1 + p)^100 is finite in float32
 MAX_GAMMA = 100
 VisionMatching = Literal["place", "hungarian"]
@@ -74,6 +77,11 @@ class LossConfig(_Weights):
         sinkhorn: settings of `sinkhorn`; None: its defaults.
         taid: intermediate teacher of `taid`; None: its defaults.
         temperature: divides the logits of both sides in the logit loss.
+        logit_groups: `visual_advantage`: the logit loss is the mean over the positions of each sample at which the
+            image helps the teacher most plus the mean over all other positions: the few count as much as the many.
+            Samples without images have other positions only. Validation reports the plain mean. Needs a store with
+            `store.counterfactual`. None: one mean over all positions.
+        logit_group_share: share of a sample's positions in the first group (default 0.2), rounded down.
         relations_of: the states that the loss `relation` compares: `last_hidden`, the last hidden states after the
             final norm; `projector`, the projector's output; `layer_K`, the output of the teacher's decoder layer K.
         relations_layer: the student's decoder layer that is compared with `layer_K`.
@@ -93,7 +101,8 @@ class LossConfig(_Weights):
             its layers i to i + m - k. None: the first layer of both that has attention.
         attention_form: difference of the attention. `mse`: squared error of each value. `kl`: KL(teacher, student) of
             each row over its columns and one outcome for all other keys. `cosine`: 1 - cosine of the whole map of a
-            sample and head. `row_cosine`: 1 - cosine of each row.
+            sample and head. `row_cosine`: 1 - cosine of each row. `filtered_cosine`: 1 - cosine of the column means of
+            a sample's map from vision tokens to vision tokens, without entries above mean + standard deviation.
         attention_heads: what each student head is compared with. `adapter`: a trained mixture of the teacher's heads.
             `grouped`: the mean of its group of neighbouring teacher heads. `mean`: the means of all heads of both sides
             are compared.
@@ -112,6 +121,8 @@ class LossConfig(_Weights):
     sinkhorn: SinkhornConfig | None = None
     taid: TaidConfig | None = None
     temperature: Positive = 1.0
+    logit_groups: LogitGroups | None = None
+    logit_group_share: float | None = Field(default=None, ge=0, le=1)
     relations_of: Annotated[str, AfterValidator(check_relations_of)] = LAST_HIDDEN
     relations_layer: CountFromZero | None = None
     relation_rows: RelationRows = "unit"
@@ -143,6 +154,20 @@ class LossConfig(_Weights):
         return self
 
     @model_validator(mode="after")
+    def _groups_are_used(self) -> Self:
+        if self.logit_groups is not None and "logit" not in self.weights:
+            raise ValueError(
+                f"logit_groups is {self.logit_groups!r}, but logit is 0, so there is no logit loss; leave logit_groups "
+                "out or set logit above 0"
+            )
+        if self.logit_group_share is not None and self.logit_groups is None:
+            raise ValueError(
+                f"logit_group_share is {self.logit_group_share}, but logit_groups is not given; leave it out, or set "
+                "logit_groups to 'visual_advantage'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _factor_is_used(self) -> Self:
         if self.weighs_generated and "supervised" not in self.weights:
             raise ValueError(
@@ -162,11 +187,11 @@ class LossConfig(_Weights):
 
     @model_validator(mode="after")
     def _rows_have_weights(self) -> Self:
-        if self.attention_form == "cosine" and self.attention_row_weights != "none":
+        if self.attention_form in MAP_FORMS and self.attention_row_weights != "none":
             raise ValueError(
-                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form 'cosine' compares whole "
-                "maps, which have no weights of rows; set it to 'none', or attention_form to 'row_cosine', 'kl' or "
-                "'mse'"
+                f"attention_row_weights is {self.attention_row_weights!r}, but attention_form "
+                f"{self.attention_form!r} compares whole maps, which have no weights of rows; set it to 'none', or "
+                "attention_form to 'row_cosine', 'kl' or 'mse'"
             )
         return self
 
@@ -266,10 +291,11 @@ class LossConfig(_Weights):
     def for_validation(self) -> Self:
         """The same terms in a form that does not change from step to step and can be compared between runs.
 
-        Cross-entropy is plain, whatever its factor on answers of a model. TAID's loss is smaller the less its t is, for
+        Cross-entropy is plain, whatever its factor on answers of a model, and the logit loss is one mean over all
+        positions, whatever its groups. TAID's loss is smaller the less its t is, for
         the same student: validated is forward KL, which it becomes at t = 1.
         """
-        plain: dict[str, Any] = {"supervised_on_generated": 1.0}
+        plain: dict[str, Any] = {"supervised_on_generated": 1.0, "logit_groups": None}
         if self.logit_divergence == "taid":
             plain |= {"logit_divergence": "forward_kl", "taid": None}
         return self.model_copy(update=plain)
@@ -283,6 +309,7 @@ class LossConfig(_Weights):
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
         rejected_N: Tensor | None = None,
+        logit_factors_N: Tensor | None = None,
         step_values: Mapping[str, float] | None = None,
         positions_of_sample: Sequence[int] | None = None,
     ) -> HeadInputs:
@@ -290,6 +317,7 @@ class LossConfig(_Weights):
 
         Args:
             generated_N, rejected_N: as in `TrainBatch`.
+            logit_factors_N: as in `HeadInputs`.
             step_values: as in `HeadInputs`; None: those before the first step.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
         """
@@ -311,12 +339,20 @@ class LossConfig(_Weights):
             groups=groups,
             label_factors_N=factors_N,
             kept_N=None if rejected_N is None else ~rejected_N,
+            logit_factors_N=logit_factors_N,
         )
 
     @property
     def weights(self) -> dict[str, float]:
         """The weights above 0 by term."""
         return {name: weight for name in TERMS if (weight := float(getattr(self, name))) > 0}
+
+    @property
+    def chosen_settings(self) -> dict[str, Any]:
+        """The settings that are not the defaults, without the weights, as plain values; and the used divergence."""
+        used = {"logit_divergence": self.logit_divergence} if "logit" in self.weights else {}
+        chosen = {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name not in TERMS}
+        return used | chosen
 
     @property
     def recorded_layers(self) -> tuple[int, ...]:
@@ -368,3 +404,10 @@ class LossConfig(_Weights):
         if self.vision_matching == "hungarian" and "vision_states" not in found.values():
             found["vision_matching"] = "vision_states"
         return found
+
+    @property
+    def high_share(self) -> float | None:
+        """Share of a sample's positions in the high group of the logit loss; None: there are no groups."""
+        if self.logit_groups is None:
+            return None
+        return DEFAULT_SHARE if self.logit_group_share is None else self.logit_group_share

@@ -30,7 +30,7 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised"]
+Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
 Target = Literal[
     "attention",
     "vision_top",
@@ -162,6 +162,7 @@ class HeadInputs:
         groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
         kept_N: bool, positions at which the terms have elements; None: everywhere.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
+        logit_factors_N: float32, multiplies the logit loss at each position; None: 1 everywhere.
     """
 
     labels_N: Tensor
@@ -173,6 +174,7 @@ class HeadInputs:
     step_values: Mapping[str, float] = field(default_factory=dict)
     groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
+    logit_factors_N: Tensor | None = None
     kept_N: Tensor | None = None
 
 
@@ -183,9 +185,10 @@ class Term:
     Attributes:
         meaning: the line about its weight in docs/configuration.md.
         weight: default weight.
-        presets: the presets that give the term its default weight; the others give it 0.
+        presets: the presets that give the term its default weight; the others give it 0, or their own (`presets.py`).
         target: the stored target that it compares with; None if it needs no teacher.
-        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image.
+        positional: it compares vision tokens one by one, so teacher and student must make equally many of an image
+            (`vsd` and `vlad` unless `vision_matching` pairs them).
         teacher_head: it makes logits of the teacher's stored states with the teacher's head.
         adapter: the adapter that it trains; an adapter without a weighted term stays as it is.
         compute: the term as a sum over the micro-batch, in parts by sample (`LossSum.by_sample`). If the batch lacks

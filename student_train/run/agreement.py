@@ -4,8 +4,10 @@ Codecs may differ: a batch that mixes them is decoded to float32 when it is made
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
@@ -40,10 +42,20 @@ def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> N
             )
 
 
-def samples_in_several(readers: Sequence[StoreReader]) -> int:
-    """How many samples (conversation and images) are in more than one of the stores, counted once each."""
+def samples_in_several(readers: Sequence[StoreReader], used: NDArray[np.int64]) -> int:
+    """How many samples (conversation and images) are in more than one of the stores, counted once each.
+
+    Args:
+        used: positions of the samples that count, in the numbering of a `TrainingSet`.
+    """
+    ends = np.cumsum([0, *map(len, readers)])
+    is_used = np.zeros(ends[-1], np.bool_)
+    is_used[used] = True
     # 8 of 32 bytes of a hash suffice: among 10^8 samples, two different ones share them with probability 3e-4
-    each = [np.unique(reader.keys.first_words) for reader in readers]
+    each = [
+        np.unique(reader.keys.first_words[is_used[start:end]])
+        for reader, (start, end) in zip(readers, pairwise(ends.tolist()), strict=True)
+    ]
     _, counts = np.unique(np.concatenate(each), return_counts=True)
     return int(np.count_nonzero(counts > 1))
 

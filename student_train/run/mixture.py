@@ -9,29 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
+from alignkd.storage.tools.select.selection import Selection
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.pairs import not_drawn
 from alignkd.student_train.data.sources import shown_names, sources_of
+from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.run.portions.domains import measured_portions
+from alignkd.student_train.run.portions.lists import left_out, read_lists
+from alignkd.student_train.run.portions.portion import Portion
 from alignkd.student_train.stores import TrainStore, store_weights
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Portion:
-    """The samples of one source in one store.
-
-    Attributes:
-        name: name in messages and figures, see `shown_names`.
-        store: name of the store.
-        source: name of the source in that store.
-        part: positions in the `TrainingSet`, and how often each is seen per pass.
-    """
-
-    name: str
-    store: str
-    source: str
-    part: OrderPart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,10 +30,14 @@ class Mixture:
     Attributes:
         stores: the stores of the run.
         portions: store by store; their sources in the order of the store. None is empty.
+        lists: the list of samples of each store; None: all samples of it.
+        domain_weights: how the weights of the portions follow the student; None: they stay.
     """
 
     stores: tuple[TrainStore, ...]
     portions: tuple[Portion, ...]
+    lists: tuple[Selection | None, ...] = ()
+    domain_weights: DomainWeights | None = None
 
     @classmethod
     def of(
@@ -54,6 +47,7 @@ class Mixture:
         source_weights: Mapping[str, float],
         *,
         held_out: NDArray[np.int64] | None = None,
+        domain_weights: DomainWeights | None = None,
     ) -> "Mixture":
         """The mixture that the weights of a job give.
 
@@ -62,10 +56,16 @@ class Mixture:
             readers: the same stores, opened.
             source_weights: weight by name of a source, multiplied with that of its store; 1 for all others.
             held_out: positions of samples that are not trained on.
+            domain_weights: as in the attributes; each portion is a domain.
 
         Raises:
-            TrainError: a source with a weight is in no store, or no sample of one of several stores is trained on.
+            TrainError: a source with a weight is in no store, or no sample of a store with a list or of one of several
+                stores is trained on. With domain weights also: there is one domain, or one without enough samples, or
+                weights are given.
+            StoreError: a list of samples cannot be read, or was made for another store.
         """
+        lists = read_lists(stores)
+        not_trained = left_out(lists, stores, readers, held_out)
         portions = [
             Portion(
                 name=name,
@@ -75,21 +75,28 @@ class Mixture:
             )
             for store, (reader, start) in zip(stores, _with_starts(readers), strict=True)
             for name, source, positions in _by_source(store.shown_name, reader, start, alone=len(readers) == 1)
-            if len(trained := positions if held_out is None else np.setdiff1d(positions, held_out))
+            if len(trained := np.setdiff1d(positions, not_trained))
         ]
         _check_sources(readers, source_weights)
+        if domain_weights is not None:
+            portions = measured_portions(stores, readers, source_weights, portions, domain_weights)
         sizes = [
             sum(portion.part.weight * len(portion.part.positions) for portion in _of_store(portions, store))
             for store in stores
         ]
-        if len(stores) > 1:
+        if len(stores) > 1 or any(found is not None for found in lists):
             _check_none_is_empty(stores, readers, sizes)
         weights = {store.shown_name: weight for store, weight in zip(stores, store_weights(stores, sizes), strict=True)}
         weighted = (
             replace(portion, part=replace(portion.part, weight=portion.part.weight * weights[portion.store]))
             for portion in portions
         )
-        return cls(stores=tuple(stores), portions=tuple(weighted))
+        return cls(stores=tuple(stores), portions=tuple(weighted), lists=lists, domain_weights=domain_weights)
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """Positions of all samples that are trained on, int64, ascending."""
+        return np.sort(np.concatenate([portion.part.positions for portion in self.portions]))
 
     @property
     def per_pass(self) -> int:
@@ -102,7 +109,10 @@ class Mixture:
         return all(portion.part.weight == 1.0 for portion in self.portions)
 
     def order(self, seed: int, global_batch: int) -> SampleOrder:
-        """The order of the run's samples."""
+        """The order of the run's samples; with domain weights a `DomainOrder`, whose weights are still to be added."""
+        if self.domain_weights is not None:
+            domains = [portion.part.positions for portion in self.portions]
+            return DomainOrder(domains, seed, global_batch, self.domain_weights.interval)
         # samples that are seen once per pass need no part of their own
         once = [portion.part.positions for portion in self.portions if portion.part.weight == 1.0]
         others = [portion.part for portion in self.portions if portion.part.weight != 1.0]
@@ -130,7 +140,16 @@ class Mixture:
         ]
 
     def lines(self) -> Iterator[str]:
-        """A line for each portion; none for one source whose samples are seen once per pass."""
+        """A line for each list of samples and each portion; none for one source that is seen once per pass."""
+        for store, chosen in zip(self.stores, self.lists, strict=True):
+            if chosen is not None:
+                yield (
+                    f"store {store.shown_name}: {len(chosen.kept)} of {chosen.num_samples} samples, chosen by "
+                    f"{chosen.by} ({store.samples})"
+                )
+        if self.domain_weights is not None:
+            yield from self._domain_lines(self.domain_weights)
+            return
         if len(self.portions) == 1 and self.is_plain:
             return
         for row in self.rows():
@@ -138,6 +157,13 @@ class Mixture:
             yield (
                 f"source {row['name']}: {row['samples']} samples, each seen {seen} per pass: "
                 f"{row['per_pass']} of {self.per_pass} samples ({row['share']:.1%})"
+            )
+
+    def _domain_lines(self, weights: DomainWeights) -> Iterator[str]:
+        for portion in self.portions:
+            yield (
+                f"domain {portion.name}: {len(portion.part.positions)} samples, {len(portion.measured)} more measure "
+                f"its weight ({weights.method}, every {weights.interval} steps)"
             )
 
 
@@ -149,8 +175,9 @@ def mixture_of(job: TrainJob) -> Mixture:
     """
     readers = [StoreReader(store.path) for store in job.stores]
     held_out = held_out_of(readers, job.train.validation.share if job.train.validation else None)
+    weights = job.train.domain_weights
     unpaired = not_drawn(readers, held_out, in_pairs=job.train.in_pairs)
-    return Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired)
+    return Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired, domain_weights=weights)
 
 
 def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:
@@ -188,6 +215,8 @@ def _check_none_is_empty(stores: Sequence[TrainStore], readers: Sequence[StoreRe
     for store, reader, size in zip(stores, readers, sizes, strict=True):
         if not size:
             held_out = "train.validation.share holds out all of them; lower it, or " if len(reader) else ""
+            if store.samples is not None:
+                held_out = f"{store.samples} keeps none that is not held out for validation; choose others, or "
             raise TrainError(
                 f"store {store.shown_name}: none of {len(reader)} samples is trained on; {held_out}leave it out"
             )

@@ -14,6 +14,7 @@ from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Division, Divisions
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
 from alignkd.student_train.data.pairs import PairedOrder, not_drawn
@@ -29,6 +30,7 @@ from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.objective.attention.match import AttentionMatch
+from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.agreement import check_stores_agree
@@ -61,6 +63,9 @@ class StepPlan:
         kinds: samples of the global batch by kind.
         weights: weight of each loss term.
         attention_weight: that of the attention loss if it changes with the step, else None.
+        domain_weights: weight of each domain by its name, if they follow the student; otherwise {}.
+        group_sizes: positions of the high and of the low group of the logit loss in the global batch; None without
+            groups.
     """
 
     positions: NDArray[np.int64]
@@ -71,6 +76,8 @@ class StepPlan:
     learning_rate: float
     tokens: int
     kinds: dict[str, int]
+    domain_weights: dict[str, float]
+    group_sizes: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,7 @@ class RunPlan:
         extension: where it begins if it extends an earlier run, or None.
         schedule: learning rate of each step.
         attention: how attention is compared; None for a run that does not.
+        group_sizes: counts the positions of both groups of the logit loss; None for a run without groups.
     """
 
     job: TrainJob
@@ -110,6 +118,7 @@ class RunPlan:
     extension: Extension | None
     schedule: Schedule
     attention: AttentionMatch | None
+    group_sizes: GroupSizes | None
 
     @property
     def config(self) -> TrainConfig:
@@ -146,7 +155,15 @@ class RunPlan:
             learning_rate=config.learning_rate * factor,
             tokens=self.kinds.tokens(positions),
             kinds=self.kinds(positions),
+            domain_weights=self._domain_weights(number),
+            group_sizes=None if self.group_sizes is None else self.group_sizes(positions),
         )
+
+    def _domain_weights(self, step: int) -> dict[str, float]:
+        if not isinstance(self.order, DomainOrder):
+            return {}
+        names = (portion.name for portion in self.mixture.portions)
+        return dict(zip(names, self.order.weights_of(step), strict=True))
 
     def step_sources(
         self, step: StepPlan, counts: Callable[[NDArray[np.int64]], Mapping[str, int]]
@@ -222,7 +239,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     if job.train.in_pairs:
         _check_has_pairs(samples, job.train)
     unpaired = not_drawn(samples.readers, held_out, in_pairs=job.train.in_pairs)
-    mixture = Mixture.of(stores, samples.readers, job.source_weights, held_out=unpaired)
+    mixture = Mixture.of(
+        stores, samples.readers, job.source_weights, held_out=unpaired, domain_weights=job.train.domain_weights
+    )
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     settings = deciding_settings(job, student, samples.readers, mixture, ranks)
     if (extension := find_extension(job.train, ranks)) is not None:
@@ -248,6 +267,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         extension=extension,
         schedule=schedule_of(settings),
         attention=attention_match(samples.reader, student.config, job.train),
+        group_sizes=None if losses.high_share is None else GroupSizes(samples.readers, losses.high_share),
     )
 
 
@@ -297,4 +317,5 @@ def micro_batches(
         attention=attention,
         pairs=samples.pairs,
         workers=config.data_workers,
+        high_share=config.losses.high_share,
     )

@@ -103,6 +103,8 @@ def _of_stores(readers: Sequence[StoreReader], mixture: Mixture) -> dict[str, An
         }
         if set(weights) != {1.0}:
             own["weights"] = weights
+        if (chosen := mixture.lists[number]) is not None:
+            own["samples"] = chosen.content_hash
         if len(readers) > 1:
             own = {f"store.{number}.{name}": value for name, value in {"name": store.shown_name, **own}.items()}
         found |= own

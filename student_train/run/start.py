@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.student_train.checkpoints.checkpoint import (
+    DOMAIN_WEIGHTS,
     WRITER,
     Checkpoint,
     TrainState,
@@ -15,6 +16,8 @@ from alignkd.student_train.checkpoints.checkpoint import (
 )
 from alignkd.student_train.checkpoints.export import check_export_can_be_repeated, is_exported
 from alignkd.student_train.config import OptimizerName, samples_of_epochs
+from alignkd.student_train.data.domains.history import DomainHistory
+from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
@@ -65,6 +68,8 @@ def result_of_finished(plan: RunPlan) -> TrainResult | None:
     _log_finished(output, finished)
     if not is_exported(output, plan.student, plan.job.trained):
         return None
+    if isinstance(plan.order, DomainOrder):  # samples are counted by the order
+        plan.order.restore(DomainHistory.of(finished[DOMAIN_WEIGHTS]).weights)
     validation = outcome_of(finished)
     return plan.result(TrainState.of(finished), finished["metrics"], already_finished=True, validation=validation)
 
@@ -143,6 +148,7 @@ def announce(plan: RunPlan) -> None:
         _log_device(plan)
         for line in (*plan.mixture.lines(), *_attention(plan), _length(plan)):
             logger.info("%s", line)
+        _note_longer_than_budget(plan)
         _warn_about_repeated(plan)
         _announce_extension(plan)
         _warn_about_unusable(plan)
@@ -184,10 +190,23 @@ def _length(plan: RunPlan) -> str:
     return f"{line} ({asked}, rounded up to whole steps by {added} more samples; no sample is dropped)"
 
 
+def _note_longer_than_budget(plan: RunPlan) -> None:
+    """Samples that take more memory than the token budget promises."""
+    budget, lengths = plan.config.token_budget, plan.samples.lengths
+    if budget is not None and (number := int((lengths > budget).sum())):
+        logger.info(
+            "token_budget %d: %d of %d samples are longer, up to %d tokens; each of them is a micro-batch of its own",
+            budget,
+            number,
+            len(lengths),
+            int(lengths.max()),
+        )
+
+
 def _warn_about_repeated(plan: RunPlan) -> None:
     """The same sample in two stores is seen as often as both say together, which may not be wanted."""
     readers = plan.samples.readers
-    if len(readers) > 1 and (repeated := samples_in_several(readers)):
+    if len(readers) > 1 and (repeated := samples_in_several(readers, plan.mixture.trained)):
         logger.warning(
             "%d samples are in more than one of the stores, with the same conversation and images; each store's copy "
             "is trained on",

@@ -11,6 +11,7 @@ from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import (
     ATTENTION_WEIGHT,
     BY_SOURCE,
+    DOMAIN_WEIGHT,
     KIND_PREFIX,
     PREFERENCE_FIGURES,
     attention_of_layer,
@@ -51,5 +52,13 @@ def step_figures(
         "wait_share": tally.wait_share,
         "peak_memory_mib": peak_memory_mib(device),
         **{f"{KIND_PREFIX}{kind}": count for kind, count in step.kinds.items()},
-        **({BY_SOURCE: tally.by_source} if tally.by_source else {}),
+        **({BY_SOURCE: _with_weights(tally.by_source, step.domain_weights)} if tally.by_source else {}),
+    }
+
+
+def _with_weights(by_source: Mapping[str, Metrics], weights: Mapping[str, float]) -> dict[str, Metrics]:
+    """The figures of each source, with its weight where weights follow the student."""
+    return {
+        name: {**figures, **({DOMAIN_WEIGHT: weights[name]} if name in weights else {})}
+        for name, figures in by_source.items()
     }

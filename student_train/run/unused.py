@@ -47,6 +47,8 @@ def unused_targets(manifest: Manifest, losses: LossConfig, from_stem: Collection
     compared: set[str] = {*targets_by_term(manifest, losses).values()}
     needed = compared - {*from_stem}
     codecs = manifest.codecs
+    if losses.logit_groups is not None:
+        needed.add("counterfactual")
     if "vision_top" in needed and codecs.vision_top == FROM_ALL:
         needed.add("vision_all")
     stored = {

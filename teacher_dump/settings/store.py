@@ -250,6 +250,12 @@ class StoreConfig(Settings):
         return min(num_layers, self.attention.most_layers(num_layers) + first)
 
     @property
+    def recorded_layers(self) -> tuple[int, ...]:
+        """The decoder layers whose output the pass of the teacher records."""
+        layer = None if self.vision_relations == NONE else layer_of_relations(self.relations_of)
+        return () if layer is None else (layer,)
+
+    @property
     def needs_head(self) -> bool:
         """Whether the store contains the teacher's lm_head: it keeps hidden states in place of logits."""
         return self.logits.kind == "hidden" or self.vision_states != NONE

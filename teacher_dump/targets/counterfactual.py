@@ -202,7 +202,7 @@ def compared_passes(
     starts = range(0, max(len(labels_N), 1), POSITIONS_AT_ONCE)
     parts = []
     for rows in (slice(start, start + POSITIONS_AT_ONCE) for start in starts):
-        logits = [head(states[rows])[:, :num_tokens].float() for states in states_ND]
+        logits = [_summed(head(states[rows])[:, :num_tokens]) for states in states_ND]
         parts.append(_compared(logits[0], logits[1], labels_N[rows], config.entries, config.mass))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -222,10 +222,25 @@ def _compared(full_NV: Tensor, removed_NV: Tensor, labels_N: Tensor, entries: in
         (FULL_LOGPROBS, FULL_TAIL, full_NV),
         (REMOVED_LOGPROBS, REMOVED_TAIL, removed_NV),
     ):
-        table[name] = logprobs_NV.gather(1, ids_NK)
-        rest_NV = logprobs_NV.scatter_add(1, ids_NK, torch.zeros_like(table[name]).masked_fill_(kept_NK, -torch.inf))
-        table[tail] = rest_NV.logsumexp(-1)
+        table[name], table[tail] = on_tokens(logprobs_NV, ids_NK, kept_NK)
     return table
+
+
+def on_tokens(logprobs_NV: Tensor, ids_NK: Tensor, kept_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of some tokens [N, K], and of all others together [N], from those of the whole vocabulary.
+
+    Args:
+        ids_NK: distinct tokens of each position.
+        kept_NK: bool, which of them are meant; the others count as others.
+    """
+    found_NK = logprobs_NV.gather(1, ids_NK)
+    rest_NV = logprobs_NV.scatter_add(1, ids_NK, torch.zeros_like(found_NK).masked_fill_(kept_NK, -torch.inf))
+    return found_NK, rest_NV.logsumexp(-1)
+
+
+def _summed(logits_NV: Tensor) -> Tensor:
+    """In float32, or in float64 if they already are."""
+    return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 
 def union_of_nuclei(full_NV: Tensor, removed_NV: Tensor, entries: int, mass: float) -> tuple[Tensor, Tensor]:

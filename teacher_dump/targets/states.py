@@ -22,7 +22,6 @@ from alignkd.storage.schema.targets.vision import (
     PROJECTOR,
     STATE_NORMS,
     VISION_STATES,
-    layer_of_relations,
     relations_target,
 )
 from alignkd.teacher_dump.preparation import Prepared
@@ -74,17 +73,14 @@ class StatesCapture:
     Args:
         config: section `store`.
         copies: starts the copies to the host.
+
+    Attributes:
+        layers: the decoder layers whose output is needed.
     """
 
     def __init__(self, config: StoreConfig, copies: HostCopies) -> None:
         self.config, self._copies = config, copies
-        of = config.relations_of
-        self._layer = layer_of_relations(of) if config.vision_relations != NONE else None
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The decoder layers whose output is needed."""
-        return () if self._layer is None else (self._layer,)
+        self.layers = config.recorded_layers
 
     def __call__(
         self,

@@ -31,7 +31,7 @@ CASES = [
     ("compact", "float32", TEXT),
     ("stem", "float32", SEVERAL),
     ("stem", "float32", TEXT),
-    ("topk_means", "float32", SEVERAL),
+    *((kind, "float32", SEVERAL) for kind in ("topk_means", "filtered")),
     ("stem_layers", "float32", SEVERAL),
     ("counterfactual", "float32", SEVERAL),
     ("counterfactual", "float32", TEXT),
@@ -79,6 +79,8 @@ def one_micro_batch(job: TrainJob, ids: tuple[str, ...]) -> tuple[Outcome, Outco
     dataset = open_samples(job, job.open_student())
     student = build_student(job, job.open_student(), dataset.reader)
     batch = batch_of(dataset, student.model.config, job.train, ids)
+    if job.train.losses.logit_groups is not None:
+        student.group_sizes = (3, 9)  # of a global batch
     here = forward_and_backward(student, batch)
     student.zero_grad()
     with pretend_device() as device:

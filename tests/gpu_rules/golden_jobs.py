@@ -46,6 +46,7 @@ STORES: dict[str, dict[str, Any]] = {
         "attention": {"layers": [0, 2, 3], "pairs": "all"},
     },
     "topk_means": {"logits": {"kind": "topk"}, "attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
+    "filtered": {"attention": {"layers": "0%-100%", "pairs": "all", "heads": "mean", "codec": "float16"}},
     "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
@@ -70,9 +71,10 @@ LOSSES: dict[str, dict[str, Any]] = {
         "attention_heads": "grouped",
     },
     "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
+    "filtered": {"attention_layers": "0%-100%", "attention_form": "filtered_cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
-    "blank": {"effect": 1.0},
+    "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
     "pairs": {"preference": 1.0},
     "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
     "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
@@ -143,7 +145,7 @@ class GoldenJobs:
         found = class_means(reader, min_count=1)
         tensors = {"tokens": torch.from_numpy(found.tokens), "centres": torch.from_numpy(found.means)}
         path = self.folder / "centres.safetensors"
-        save_tensors(tensors, path, metadata={"teacher": reader.manifest.fingerprint["weights"]})
+        save_tensors(tensors, path, metadata={"class_means_of": reader.manifest.fingerprint["weights"]})
         return path
 
     def _store(self, kind: str) -> Path:
@@ -163,6 +165,7 @@ def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, 
         attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
         pairs=pairs_in_batch(positions, Pairs.of(dataset.reader)),
+        high_share=config.losses.high_share,
     )
 
 

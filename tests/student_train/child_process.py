@@ -18,10 +18,11 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trained.settings import TrainedConfig
-from alignkd.student_train.validation import validation
+from alignkd.student_train.validation import domain_weights, validation
 
 MODULES: dict[str, Any] = {
     "checkpoint": checkpoint,
+    "domain_weights": domain_weights,
     "export": export,
     "trainer": trainer,
     "validation": validation,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from alignkd.vlm.kernels.compiled import check_compiler, compile_layers
-from alignkd.vlm.kernels.liger import check_liger, use_liger
+from alignkd.vlm.kernels.liger import check_liger, check_liger_installed, use_liger
 
 Kernels = Literal["torch", "liger", "compile"]
 
@@ -22,6 +22,23 @@ def check_kernels(kernels: Kernels, device: torch.device) -> None:
         check_liger(device)
     elif kernels == "compile":
         check_compiler(device)
+
+
+def check_kernels_installed(kernels: Kernels, device_type: str) -> None:
+    """Refuse what `check_kernels` would, as far as it can be seen without starting CUDA.
+
+    Started, CUDA keeps memory of the GPU for as long as the process lives.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+
+    Raises:
+        InputError: as `check_kernels`.
+    """
+    if kernels == "liger":
+        check_liger_installed(device_type)
+    elif kernels == "compile" and device_type == "cpu":
+        check_compiler(torch.device(device_type))
 
 
 def use_kernels(kernels: Kernels, decoder: nn.Module | None, layers: Sequence[nn.Module], device: torch.device) -> str:

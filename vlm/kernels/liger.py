@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -70,15 +71,31 @@ def check_liger(device: torch.device) -> None:
     Raises:
         InputError: no CUDA device, no Liger, or no Triton.
     """
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise InputError(f"kernels 'liger' need a CUDA device, found {device.type}; {INSTEAD}")
+    check_liger_installed(device.type)
     try:
         _functions()
     except ImportError as error:
-        raise InputError(
-            f"kernels 'liger' need liger-kernel and triton ({one_line(error)[:120]}); "
-            f"`pip install 'alignkd[kernels]'`, or {INSTEAD}"
-        ) from error
+        raise _missing(one_line(error)[:120]) from error
+
+
+def check_liger_installed(device_type: str) -> None:
+    """The same without importing Liger.
+
+    Raises:
+        InputError: as `check_liger`.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    if device_type != "cuda":
+        raise InputError(f"kernels 'liger' need a CUDA device, found {device_type}; {INSTEAD}")
+    if missing := [name for name in ("liger_kernel", "triton") if find_spec(name) is None]:
+        raise _missing(f"no module {' and no '.join(missing)}")
+
+
+def _missing(what: str) -> InputError:
+    return InputError(
+        f"kernels 'liger' need liger-kernel and triton ({what}); `pip install 'alignkd[kernels]'`, or {INSTEAD}"
+    )
 
 
 def use_liger(decoder: nn.Module | None, layers: Sequence[nn.Module]) -> str:

@@ -1,8 +1,8 @@
 """EM-KD: matching, vision semantic distillation, vision-language affinity distillation.
 
 Keys: `matching_cost`; `vsd.PAIRS_sum` and `vlad.PAIRS_sum`, where PAIRS is `matched` (the pairs of the matching) or
-`same_place` (the i-th vision tokens of both sides). The matching itself and the teacher's affinities are given as
-inputs of the same name, and must be those that the product computes.
+`same_place` (the i-th vision tokens of both sides). The matching and the teacher's affinities, which a case gives as
+inputs too, are computed here.
 """
 
 import torch
@@ -24,28 +24,17 @@ def evaluate(case: Case) -> Found:
     distances = logit_distances(student_logits.detach(), teacher_logits.detach())
     rows, columns = map(torch.from_numpy, cheapest_pairs(distances.numpy()))
     found.add(case, "matching_cost", distances[rows, columns].sum())
-    _check("matching", columns, inputs.get("matching"))
     together = torch.arange(min(distances.shape))
     for name, pairs in {"matched": (rows, columns), "same_place": (together, together)}.items():
         vsd = vsd_loss(student_logits[pairs[0]], teacher_logits[pairs[1]].detach())
         found.add(case, f"vsd.{name}_sum", vsd.total, gradient=f"vsd.{name}")
-        found.add(case, f"vlad.{name}_sum", _vlad(case, name, pairs), gradient=f"vlad.{name}")
+        found.add(case, f"vlad.{name}_sum", _vlad(case, pairs), gradient=f"vlad.{name}")
     return found
 
 
-def _vlad(case: Case, name: str, pairs: Pairs) -> Tensor:
+def _vlad(case: Case, pairs: Pairs) -> Tensor:
     inputs = case.leaves
     teacher = cosines(inputs["teacher_vision_states"][pairs[1]], inputs["teacher_text_states"]).detach()
-    _check(f"teacher_affinity.{name}", teacher, inputs.get(f"teacher_affinity.{name}"))
     student = cosines(inputs["student_vision_states"][pairs[0]], inputs["student_text_states"])
     mask = torch.ones_like(student, dtype=torch.bool)
     return vlad_loss(student[None], teacher[None], mask[None]).total
-
-
-def _check(name: str, found: Tensor, given: Tensor | None) -> None:
-    """Refuse a case whose given intermediate result is not the product's."""
-    if given is None:
-        return
-    tolerance = 1e-5 if found.dtype == torch.float32 else 1e-8
-    if found.shape != given.shape or not torch.allclose(found, given.to(found.dtype), rtol=0, atol=tolerance):
-        raise ValueError(f"{name}: the product has {found.tolist()}, the case {given.tolist()}")

@@ -123,7 +123,7 @@ def command(report: Mapping[str, Any]) -> str:
     """The command that made the report."""
     settings = report["settings"]
     flags = [f"--{name.replace('_', '-')}" for name in ("quick", "ablation", "train_teacher") if settings[name]]
-    flags += [f"--rows {settings['rows']}"] if settings["rows"] else []
+    flags += [f"--{name} {settings[name]}" for name in ("rows", "objectives") if settings[name]]
     flags += [f"--seeds {settings['seeds']}"] if settings["seeds"] > 1 else []
     flags += [f"--profile {settings['profile']}"] if settings["profile"] else []
     return " ".join(["alignkd demo", *flags])

@@ -44,6 +44,7 @@ def teacher_load(config: RunConfig, data: DataSize, store: StoreSize, teacher_sh
         logit_bytes=LOGIT_BYTES[config.store.logits.kind],
         watched=config.store.most_watched_layers(teacher_shapes.size.num_layers),
         vision_states=config.store.vision_states != NONE,
+        recorded=len(config.store.recorded_layers),
     )
 
 
@@ -110,6 +111,7 @@ def student_load(
         attn_adapter="attn_adapter" in adapters,
         proj_adapter="proj_adapter" in adapters,
         state_adapter="state_adapter" in adapters and teacher.size.hidden_size != student_hidden,
+        relations="relation" in train.losses.weights,
         head_positions=-(-vision // largest.samples) if train.losses.needs_teacher_head else 0,
         passes=2 if has_second_pass(train.losses) else 1,
         num_samples=round(data.num_records),

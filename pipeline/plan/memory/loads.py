@@ -51,6 +51,7 @@ class StudentLoad:
         token_budget: the setting of `train`; 0: `micro_batch` is given.
         state_adapter: whether the adapter of hidden states is trained.
         head_positions: vision tokens of a sample whose logits are compared too, in a pass of its own over the head.
+        relations: whether relations of vision tokens are compared.
         passes: forward passes whose activations are kept at the same time: 2 with a counterfactual loss.
     """
 
@@ -85,6 +86,7 @@ class StudentLoad:
     passes: int = 1
     state_adapter: bool = False
     head_positions: int = 0
+    relations: bool = False
 
     @property
     def element(self) -> int:
@@ -127,6 +129,7 @@ class TeacherLoad:
         logit_bytes: bytes per logit in progress, see `LOGIT_BYTES`.
         watched: decoder layers whose queries and keys are recorded.
         vision_states: whether hidden states at vision positions are kept.
+        recorded: decoder layers whose output is recorded.
     """
 
     dtype: str
@@ -142,3 +145,4 @@ class TeacherLoad:
     largest: int = 0
     watched: int = 1
     vision_states: bool = False
+    recorded: int = 0

@@ -59,7 +59,8 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     (head, logits), (attention, rows) = _head(model, load), _attention(model, load)
     # losses end before the backward pass of the layers; gradients appear while activations are freed
     # a chunk of logits has ended before one of attention rows begins
-    losses = head + attention + max(logits, rows)
+    relations = _relations(model, load)
+    losses = head + attention + relations + max(logits, rows)
     passing = max(kept + max(inside, losses), state.gradients, load.stem_pass)
     on_the_way = state.buckets + (state.sums + passing if state.early else max(state.sums, passing))
     peak = weights + state.optimiser + max(on_the_way, state.step)
@@ -68,6 +69,8 @@ def student_memory(model: ModelShapes, load: StudentLoad) -> Memory:
     parts |= {"sums of gradients": state.sums, "activations": kept, "a layer's backward pass": inside}
     parts |= {"head and logits": head + logits, "attention loss": attention + rows, "stem's layers": load.stem_pass}
     parts |= {"optimiser step": state.step}
+    if relations:
+        parts["relations of vision tokens"] = relations
     return Memory(parts=parts, peak=peak, host=host, host_parts=host_parts)
 
 
@@ -181,6 +184,15 @@ def _head(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:
         rows += weight_rows + further
         chunk = max(chunk, min(load.head_chunk_mib * MIB, 4 * size.vocab_size * further))
     return 4 * size.hidden_size * rows, HEAD_COPIES * chunk
+
+
+def _relations(model: ModelShapes, load: StudentLoad) -> int:
+    """Bytes of both models' states at the vision positions in float32, and of the cosines of all pairs of tokens."""
+    if not load.relations:
+        return 0
+    of_image = model.size.vision_tokens or model.image.tokens
+    vision = load.vision or load.micro_batch * of_image
+    return round(vision * (8 * model.size.hidden_size + 4 * load.teacher_hidden + 20 * of_image))
 
 
 def _attention(model: ModelShapes, load: StudentLoad) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def teacher_memory(model: ModelShapes, load: TeacherLoad) -> Memory:
     rows += 4 * e * model.query_width * load.tokens if load.queries else 0
     logits = min(load.supervised, POSITIONS_AT_ONCE) * model.size.vocab_size * load.logit_bytes
     vision = load.vision or load.images * model.image.tokens
-    states = e * D * (load.tokens + load.supervised)
+    states = e * D * ((1 + load.recorded) * load.tokens + load.supervised)
     if load.vision_states:  # those at the vision positions, as they are and in float32 for the codec
         states += (e + 4) * D * min(vision, load.tokens)
     copies = VISION_COPIES * model.size.tower.levels if model.size.vision_tokens is None else 1

@@ -70,7 +70,14 @@ def _sample_shape(data: DataSize, padding: float) -> dict[str, float]:
 
 
 def training_operations(
-    config: RunConfig, student: ModelShapes, shape: Mapping[str, float], *, per_pass: int, held_out: float, stem: float
+    config: RunConfig,
+    student: ModelShapes,
+    shape: Mapping[str, float],
+    *,
+    per_pass: int,
+    held_out: float,
+    stem: float,
+    measured: float = 0,
 ) -> float:
     """Operations of the whole training, validations included; samples of a validation are taken to be average.
 
@@ -81,6 +88,7 @@ def training_operations(
         per_pass: samples of one pass over the data, without those that are held out.
         held_out: samples that `validation.share` holds out.
         stem: operations per sample that compute targets from the stem.
+        measured: samples that measure the weights of domains.
     """
     assert config.train is not None and config.student is not None
     train = config.train
@@ -108,6 +116,8 @@ def training_operations(
         step += (2 + 4 + 2) * D * V * shape["vision"]
     # a pair of answers counts as one sample of the batch
     total = step * steps * train.global_batch_size(1) * (2 if train.in_pairs else 1)
+    if train.domain_weights is not None:
+        total += measured * math.ceil(steps / train.domain_weights.interval) * forward_flops(student, **shape)
     if train.validation is None or not steps:
         return total
     samples = train.validation.validations(steps) * _validated(train.validation, held_out)
@@ -137,8 +147,15 @@ def _of_data(
     if takes_from_stem(config):
         of_sample = {name: shape[name] for name in ("tokens", "images", "vision")}
         stem = stem_flops(teacher, depth=stem_depth, **of_sample)
-    per_pass = max(1, round(_per_pass(config, data) * (1 - share) / (2 if config.train.in_pairs else 1)))
-    return training_operations(config, student, shape, per_pass=per_pass, held_out=share * data.num_records, stem=stem)
+    measured = 0
+    if (weights := config.train.domain_weights) is not None:
+        measured = sum(weights.measured_of(round(source.num_samples * (1 - share))) for source in data.sources)
+    units = _per_pass(config, data) * (1 - share) / (2 if config.train.in_pairs else 1)
+    per_pass = max(1, round(units) - measured)
+    held_out = share * data.num_records
+    return training_operations(
+        config, student, shape, per_pass=per_pass, held_out=held_out, stem=stem, measured=measured
+    )
 
 
 def _per_pass(config: RunConfig, data: DataSize) -> float:

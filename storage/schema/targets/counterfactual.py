@@ -48,3 +48,8 @@ def removed_part(manifest: Manifest) -> Removed | None:
     if not {FULL, REMOVED} <= names:
         return None
     return "focus" if EVIDENCE in names else "image"
+
+
+def stores_advantage(manifest: Manifest) -> bool:
+    """Whether the store keeps the visual advantage of the labels."""
+    return any(target.name == ADVANTAGE for target in manifest.stored_more)

@@ -1,7 +1,6 @@
 """Log-probabilities of whole samples: the teacher's perplexity of each, and whether they fit the stored logits."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,8 @@ def _problem(record: Record, value: float) -> str | None:
     found = answers(record.logits, np.arange(positions), labels, 1 << 22)
     if not found.kept.all():
         return None  # the check of labels reports it
-    rounded: Any = found.logprobs.astype(record.logits.logprobs.dtype)
+    narrow = record.logits.logprobs.dtype == np.float16
+    rounded = found.logprobs.astype(np.float16) if narrow else found.logprobs.astype(np.float32)
     allowed = float(error_bound(rounded).sum()) + ROUNDING * (1 + positions)
     total = float(found.logprobs.sum())
     if abs(total - value) > allowed:

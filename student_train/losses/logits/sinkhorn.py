@@ -73,7 +73,7 @@ def truncated_cost(student_gV: Tensor, teacher: TruncatedDistribution) -> Tensor
     assert teacher.tail_logmass_N is not None
     kept_gK, (num, width) = teacher.kept_NK, teacher.ids_NK.shape
     # student i at the entries of teacher j
-    seen_ggK = student_gV.index_select(1, teacher.ids_NK.flatten()).unflatten(1, (num, width))
+    seen_ggK = student_gV.index_select(1, teacher.ids_NK.flatten()).reshape(-1, num, width)
     seen_ggK = seen_ggK.masked_fill(~kept_gK, 0.0)
     teacher_gK = teacher.logprobs_NK.to(student_gV.dtype).exp().masked_fill(~kept_gK, 0.0)
     kept_gg: Tensor = (seen_ggK - teacher_gK).abs().sum(dim=-1)

@@ -11,14 +11,17 @@ from alignkd.student_train.losses.attention.row_weights import RowWeights
 from alignkd.student_train.objective.adapters import group_means
 from alignkd.vlm.families.family import ModelConfig
 
-AttentionForm = Literal["mse", "kl", "cosine", "row_cosine"]
+AttentionForm = Literal["mse", "kl", "cosine", "row_cosine", "filtered_cosine"]
 # float32 copies that the loss of a form holds of a chunk of rows: over all keys, and over the selected columns
 COPIES_OF_FORM: dict[AttentionForm, tuple[int, int]] = {
     "mse": (1, 4),
     "kl": (3, 4),
     "cosine": (1, 7),
     "row_cosine": (1, 9),
+    "filtered_cosine": (1, 11),
 }
+# forms that compare whole maps: one element for each map, and no weights of rows
+MAP_FORMS: tuple[AttentionForm, ...] = ("cosine", "filtered_cosine")
 AttentionHeads = Literal["adapter", "grouped", "mean"]
 
 

@@ -32,7 +32,8 @@ class SinkhornConfig(Settings):
         epsilon: weight of the entropy of the plan; a smaller one gives a sharper plan.
         iterations: how often rows and columns are normalised.
         positions: most supervised positions of a group. Each sample's positions are divided into as few groups as
-            possible, of consecutive positions and nearly equal sizes. Time and memory of a group grow with its square.
+            possible, of consecutive positions and nearly equal sizes. The time of a group grows with its square. Its
+            logits are computed at once, even if they are larger than `losses.head_chunk_mib`.
     """
 
     temperature: Positive = 2.0

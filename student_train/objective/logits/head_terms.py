@@ -41,9 +41,11 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
         if shared:
             found |= _shared_terms(inputs, shared, logits_nV, chunk, overwrite=not alone)
         values, further = [found[name] for name in names], list[Tensor]()
+        place = names.index("logit") if "logit" in found else 0
         if figures:
-            place = names.index("logit")
             values[place], *further = values[place].unbind()
+        if "logit" in found and inputs.logit_factors_N is not None:
+            values[place] = values[place] * inputs.logit_factors_N[chunk]
         values += further
         return values if inputs.kept_N is None else [value * inputs.kept_N[chunk] for value in values]
 

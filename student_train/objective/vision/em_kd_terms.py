@@ -3,7 +3,7 @@
 Vision tokens are compared in their places, or in the pairs of `ForwardPass.vision_pairs`.
 
 Shapes: P vision tokens of all images, M compared pairs, S samples with images, Q text queries, R compared vision tokens
-of a sample, D the student's hidden size, V vocabulary.
+of a sample, D the student's hidden size.
 """
 
 import numpy as np
@@ -13,48 +13,32 @@ from torch import Tensor
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.targets import AffinityTargets
 from alignkd.student_train.losses.attention.squared_error import length_mask
-from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.logits.logit_loss import teacher_logits
-from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
+from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.losses.vision.vlad import vlad_loss
 from alignkd.student_train.losses.vision.vsd import vsd_loss
 from alignkd.student_train.objective.attention.match import AttentionMatch
-from alignkd.student_train.objective.logits.logit_terms import first_rows
 from alignkd.student_train.objective.term import ForwardPass
+from alignkd.student_train.objective.vision.fused_logits import loss_on_vision_logits, no_vision_tokens
 from alignkd.vlm.families.family import ModelConfig
 from alignkd.vlm.relations import cosines
 
 
 def vsd_term(forward: ForwardPass) -> LossSum:
     """`vsd_loss`; the logits of both sides are computed a chunk of vision tokens at a time."""
-    targets, heads, pairs = forward.batch.vision_states_PD, forward.heads, forward.vision_pairs
+    targets, pairs = forward.batch.vision_states_PD, forward.vision_pairs
     if targets is None:
-        return _none(forward)
-    assert heads is not None and heads.teacher is not None
+        return no_vision_tokens(forward)
     places_P, teacher_PD = forward.batch.sequences.vision_places_P, targets.decode()
-    samples_P = places_P // forward.hidden_BLD.shape[1]
     if pairs is not None:
-        places_P, samples_P = places_P[pairs.student_M], samples_P[pairs.student_M]
-        teacher_PD = teacher_PD[pairs.teacher_M]
-    num_tokens, teacher_head = heads.num_tokens, first_rows(heads.teacher, heads.num_tokens)
-
-    def of_chunk(student_nV: Tensor, chunk: slice) -> Tensor:
-        return vsd_loss(student_nV[:, :num_tokens], teacher_logits(teacher_PD[chunk], teacher_head)).parts
-
-    (loss,) = fused_head_losses(
-        forward.hidden_BLD.flatten(0, 1)[places_P],
-        heads.student,
-        [WeightedTerm(term=of_chunk, weight=1.0)],
-        chunk_bytes=heads.chunk_bytes,
-    )
-    return loss.by_sample(samples_P, forward.num_samples)
+        places_P, teacher_PD = places_P[pairs.student_M], teacher_PD[pairs.teacher_M]
+    return loss_on_vision_logits(forward, places_P, teacher_PD, vsd_loss)
 
 
 def vlad_term(forward: ForwardPass) -> LossSum:
     """`vlad_loss` of all samples at once."""
     targets = forward.batch.affinity
     if targets is None:
-        return _none(forward)
+        return no_vision_tokens(forward)
     vision_SR, teacher_SQR, lengths_S, num_S = _compared(forward, targets)
     states_ND = forward.hidden_BLD.flatten(0, 1)
     student_SQR = cosines(states_ND[targets.queries_SQ], states_ND[vision_SR])
@@ -92,9 +76,3 @@ def _compared(forward: ForwardPass, targets: AffinityTargets) -> tuple[Tensor, T
         pairs.lengths_S,
         pairs.num_S,
     )
-
-
-def _none(forward: ForwardPass) -> LossSum:
-    """0 of no elements."""
-    zeros_B = to_accum_dtype(forward.hidden_BLD.new_zeros(forward.num_samples))
-    return LossSum(zeros_B.sum(), 0, zeros_B)

@@ -32,6 +32,12 @@ def attention_match(reader: StoreReader, student: ModelConfig, config: TrainConf
         row_weights=losses.attention_row_weights,
     )
     pairs = stored_attention(reader.manifest).pairs
+    if match.form == "filtered_cosine" and "vqv" not in pairs:
+        raise TrainError(
+            f"losses.attention_form is 'filtered_cosine', which compares the rows of vision tokens, but store "
+            f"{reader.path} has attention of {' and '.join(pairs)} only; take another form, or dump with "
+            "store.attention.pairs vqv"
+        )
     if match.row_weights == "surprise" and (reader.manifest.shapes.vision_tokens is None or "tqt" in pairs):
         found = "of text tokens" if "tqt" in pairs else "images with different numbers of tokens"
         raise TrainError(

@@ -25,7 +25,8 @@ from alignkd.student_train.losses.attention.row_weights import renormalised
 from alignkd.student_train.losses.attention.squared_error import length_mask
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.attention.row_reference import RowReference, RowReferences, row_weights
-from alignkd.student_train.objective.attention.term import RowsOfPair, head_weights
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import head_weights
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.attention.chosen import chosen_attention
 from alignkd.student_train.run.plan import RunPlan
@@ -60,7 +61,7 @@ def references_of_run(plan: RunPlan, student: DistilledStudent, *, resumed: bool
 def _write(path: Path, plan: RunPlan, match: AttentionMatch, student: DistilledStudent) -> None:
     has_image = np.concatenate([reader.has_image for reader in plan.samples.readers])
     images = np.concatenate([reader.num_images for reader in plan.samples.readers])
-    positions = np.flatnonzero(has_image & ~np.isin(np.arange(len(images)), plan.held_out) & (images == 1))
+    positions = np.flatnonzero(has_image & np.isin(np.arange(len(images)), plan.mixture.trained) & (images == 1))
     chosen = fixed_subset(plan.samples, positions, SAMPLES)
     if not len(chosen):
         raise TrainError(

@@ -279,6 +279,43 @@ def test_merge_and_gc(stores: dict[str, Path], small_store: Path, tmp_path: Path
     assert run("gc", tmp_path / "all", "--older-than", "soon").exit_code == 2
 
 
+def test_select_writes_a_list_that_training_takes(
+    stores: dict[str, Path], small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For people and as JSON; the same list twice, nothing of others is replaced, other samples are refused."""
+    store, out = stores["hidden"], tmp_path / "half.json"
+    reference = stores["compact"]
+    found = run("select", store, "--by", "difference", "--reference", reference, "--out", out)
+    assert found.exit_code == 0, found.output
+    assert f"{store}: by difference (ratio 0.5, reference {reference}): 2 of 4 samples kept, 2 dropped" in found.output
+    assert f"train from it with `store: [{{path: {store}, samples: {out}}}]`" in found.output
+    listed = json.loads(out.read_text())
+    assert listed["counts"] == {"dropped": 2, "kept": 2, "without_score": 0} and len(listed["kept"]) == 2
+    again = run("select", store, "--by", "perplexity", "--max", 1e9, "--out", out, "--json")
+    document = json.loads(again.output)
+    assert (document["kept"], document["dropped"], document["settings"]) == (4, 0, {"max": 1e9})
+    monkeypatch.chdir(tmp_path)
+    assert run("select", store, "--by", "perplexity", "--ratio", 1, "--out", "here.json").exit_code == 0
+    rank = json.loads(run("select", store, "--by", "label-rank", "--k", 600, "--out", out, "--json").output)
+    assert rank["kept"] == 4 and rank["undecided"] == 0 and rank["settings"] == {"k": 600, "min": 1.0}
+
+    (tmp_path / "mine.json").write_text("{}")
+    for arguments, code, message in (
+        (["--by", "perplexity", "--ratio", 0.5, "--out", tmp_path / "mine.json"], 1, "mine.json: already exists"),
+        (["--by", "perplexity", "--ratio", 0.5, "--out", store / "list.json"], 1, "lies in the store"),
+        (["--by", "visual-advantage", "--min", 0.1, "--out", out], 1, "keeps no visual_advantage; dump the data with"),
+        (["--by", "perplexity", "--out", out], 2, "--by perplexity needs --ratio, --min or --max"),
+        (["--by", "difference", "--out", out], 2, "--by difference needs --reference"),
+        (["--by", "label-rank", "--out", out], 2, "--by label-rank needs --k"),
+        (["--by", "perplexity", "--k", 3, "--max", 9, "--out", out], 2, "--k belongs to --by label-rank"),
+        (["--by", "perplexity", "--min", 3, "--max", 2, "--out", out], 2, "--min is 3, more than --max 2"),
+        (["--by", "perplexity", "--ratio", 0.5, "--max", 2, "--out", out], 2, "give one kind"),
+        (["--by", "difference", "--reference", small_store, "--out", out], 1, "give a reference of the same data"),
+    ):
+        refused = run("select", store, *arguments)
+        assert refused.exit_code == code and message in refused.output, refused.output
+
+
 def test_documents_name_every_command() -> None:
     text = (ROOT / "README.md").read_text() + "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     assert not [name for name in shards.commands if f"alignkd shards {name} " not in text]
@@ -290,7 +327,8 @@ from alignkd.pipeline.cli import main
 store, out = sys.argv[1:]
 for command in (["ls", store], ["show", store, "--index", "0"], ["stats", store], ["verify", store],
                 ["diff", store, store], ["export", store, "--index", "0", "--out", out + "/x.safetensors"],
-                ["convert", store, out + "/tar", "--backend", "webdataset"], ["index", out + "/tar"], ["gc", store]):
+                ["convert", store, out + "/tar", "--backend", "webdataset"], ["index", out + "/tar"], ["gc", store],
+                ["select", store, "--by", "label-rank", "--k", "3", "--out", out + "/list.json"]):
     try:
         main(["shards", *command], standalone_mode=False)
     except SystemExit as stop:

@@ -112,7 +112,7 @@ def test_a_wrong_value_is_refused_in_plain_words(where: tuple[str, ...]) -> None
         ("train.targets", None, None),
         ("store.logits", None, None),
         ("train.losses", 0, "train.losses: expected a section with keys, found the number 0"),
-        ("train.preset", ["paper"], "train.preset: expected 'paper' or 'supervised', found a list"),
+        ("train.preset", ["paper"], "train.preset: expected 'paper', 'supervised'"),
         ("teacher.sanity", False, "teacher.sanity: expected 'stop', 'warn' or 'off', found false"),
         ("teacher.device", 0, "teacher.device: expected a text, found the number 0; put it in quotes"),
         ("store.profile", [1], "store.profile: expected 'exact', 'compact' or 'stem', found a list"),

@@ -305,6 +305,31 @@ def test_memory_in_the_recipe_for_12_gb_is_that_of_its_plan(planned: Planned) ->
     assert not planned("long-rtx3090", 500, card=card, **without)["fits_by"]["student"]
 
 
+def test_memory_in_the_table_of_cards_is_that_of_the_plan(planned: Planned) -> None:
+    """docs/memory.md: bytes of device and host in every row, and whether the card holds them."""
+    text = (Path(__file__).parents[3] / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) GB \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    plans: dict[Any, dict[str, Any]] = {}
+    for card, cells in rows:
+        trained, optimizer, budget, again, *figures = (cell.strip(" `") for cell in cells.split("|"))
+        for recipe, tokens, figure in (("short-rtx3090", 240, figures[0]), ("long-rtx3090", 500, figures[1])):
+            settings = {"token_budget": int(budget)} | ({"optimizer": optimizer} if trained == "LoRA" else {})
+            student = {"lora": {"rank": 16}} if trained == "LoRA" else {}
+            key = (recipe, trained, budget)
+            if key not in plans:
+                plans[key] = planned(recipe, tokens, student=student, **settings)
+            (row,) = (
+                row
+                for row in plans[key]["student_memory_table"]
+                if (row["devices"], row["optimizer"], row["gradient_checkpointing"]) == (1, optimizer, again == "yes")
+            )
+            gib, _, refused = figure.partition(", ")
+            assert row["bytes"] == pytest.approx(float(gib) * GIB, abs=0.06 * GIB), (card, cells)
+            assert (row["bytes"] + GIB <= int(card) * GIB) is (refused != "does not fit"), (card, cells)
+            assert row["host_bytes"] == pytest.approx(float(figures[2]) * GIB, abs=0.08 * GIB), (card, cells)
+
+
 @pytest.mark.parametrize("name", sorted(recipe_titles()))
 def test_every_recipe_can_be_read(name: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"

@@ -50,6 +50,16 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
             {"train": {"losses": {"logit_divergence": "taid"}}},
             ["losses.logit_divergence is 'taid'", "'nucleus'", "set it to 'bucketed'", "no bound"],
         ),
+        (
+            {"train": {"losses": {"logit_divergence": "bild"}}},
+            ["losses.logit_divergence is 'bild'", "'nucleus'", "losses.bild.lead to 'teacher'"],
+        ),
+        (
+            {"train": {"losses": {"logit_divergence": "sinkhorn"}}},
+            ["losses.sinkhorn.temperature 1.0 only, found 2.0", "'nucleus'"],
+        ),
+        ({"train": {"losses": {"ofa_gamma": 1.5}}}, ["train.losses: ofa_gamma is 1.5", "leave ofa_gamma out"]),
+        ({"train": {"losses": {"logit_divergence": "bild", "bild": {"k": 2}}}}, ["train.losses.bild.k", "3"]),
         ({"train": {"losses": {"visual_logit": 1.0}}}, ["weighs visual_logit", "store.vision_states"]),
         ({"train": {"losses": {"relation": 1.0}}}, ["weighs relation", "store.vision_relations"]),
         (
@@ -82,6 +92,8 @@ def test_refused_in_one_line(changes: dict[str, Any], parts: list[str], tmp_path
         {"store": {"profile": "exact"}, "train": {"losses": {"temperature": 2.0}}},
         {"store": {"profile": "exact"}, "train": {"losses": {"logit_divergence": "taid"}}},
         {"train": {"losses": {"logit_divergence": "taid", "taid": {"form": "bucketed"}}}},
+        {"train": {"losses": {"logit_divergence": "bild", "bild": {"lead": "teacher"}}}},
+        {"train": {"losses": {"logit_divergence": "sinkhorn", "sinkhorn": {"temperature": 1.0}}}},
         {"store": {"profile": "compact", "inputs": "embed", "backend": "webdataset"}},
         {"store": {"counterfactual": {}}, "train": {"losses": {"effect": 1.0, "keep": 1.0}}},
         {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"effect": 1.0}}},

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from demo_results import check_released, evaluate_rows, listed, opened_rows, read_report, short_table, tables
 from demo_rows.document_marks import between_marks
-from demo_rows.grids import GRIDS, Setting
+from demo_rows.grids import GRIDS
+from demo_rows.objective_grids import OBJECTIVE_GRIDS
 from demo_rows.openings import TEACHER, Opening, OpeningLog, from_right_bits, right_bits
 from demo_rows.released import known_rows, released_rows, same_cost, why_not_released
 from demo_rows.seeds_picture import seeds_figure
+from demo_rows.settings import Setting
 from demo_rows.trials import SEEDS, Trial, TrialLog, first_round
 from demo_selection import table
 from hypothesis import given, settings
@@ -238,6 +240,7 @@ def test_the_tables_are_put_between_their_marks(tmp_path: Path) -> None:
 def test_every_document_has_its_marks() -> None:
     for name, documents in {
         demo_results.MARK: [demo_results.PAGE, demo_results.README],
+        demo_results.OBJECTIVE_MARK: [demo_results.PAGE],
         demo_selection.MARK: [demo_selection.DOCUMENT],
     }.items():
         for document in documents:
@@ -258,6 +261,27 @@ def test_the_documents_have_the_tables_of_the_committed_openings() -> None:
     for path, text in ((demo_results.PAGE, tables(report)), (demo_results.README, short_table(report))):
         document = path.read_text(encoding="utf-8")
         assert between_marks(document, demo_results.MARK, text, path) == document
+
+
+def test_the_document_has_the_table_of_the_committed_openings_of_published_methods() -> None:
+    log, trial_log = OpeningLog(demo_results.LOG), TrialLog(demo_results.TRIALS)
+    opened = opened_rows(released_rows([*OBJECTIVE_GRIDS], trial_log, FULL), log, FULL)
+    text = demo_results.NOTHING_OPENED
+    if len(opened) > 1:  # beside the supervised row
+        text = tables(read_report(opened, log, FULL, demo_results.OBJECTIVE_SEEDS))
+    document = demo_results.PAGE.read_text(encoding="utf-8")
+    assert between_marks(document, demo_results.OBJECTIVE_MARK, text, demo_results.PAGE) == document
+
+
+def test_students_of_some_seeds_are_read(tmp_path: Path, questions: DatasetFiles) -> None:
+    """A row of ten seeds is compared with rows of five by its first five."""
+    log, opening = OpeningLog(tmp_path / "log.jsonl"), Opening.of(recipes.SUPERVISED_ONLY, FULL)
+    asked = load_questions(questions.conversations)
+    bits = [f"{number:02x}" * 8 for number in (255, 0, 15)]
+    log.close(opening, [from_right_bits(one, asked) for one in bits], questions, steps=1, seeds=[3, 4, 5])
+    found = log.evaluations(opening, questions, [5, 3])
+    assert [evaluation.answers for evaluation in found] == [from_right_bits(bits[n], asked).answers for n in (2, 0)]
+    assert len(log.evaluations(opening, questions)) == 3
 
 
 def test_the_picture_has_a_point_per_seed() -> None:

@@ -12,6 +12,7 @@ from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.recipes import MoreScenes
 from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.storage import StoreReader
+from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.errors import InputError
 
 NUM_SCENES, NUM_MORE, STEPS = 12, 8, 2
@@ -69,6 +70,21 @@ def test_rows_of_more_scenes(tmp_path: Path, small: None) -> None:
     assert not seen & more
 
 
+def test_rows_of_published_methods(tmp_path: Path, small: None) -> None:
+    """All of them, from one store; each computes the terms of its preset."""
+    out = tmp_path / "out"
+    report = demo.run_demo(out, quick=True, objectives=["all"])
+    assert list(report["students"]) == ["supervised", *(row.name for row in recipes.OBJECTIVES)]
+    assert report["stores"].keys() == {"tqv", "objectives"}
+    for row in recipes.OBJECTIVES:
+        name, weights = row.name, {"supervised": 1.0, **row.losses}
+        lines = [json.loads(line) for line in (out / f"students/{name}/seed-0/metrics.jsonl").read_text().splitlines()]
+        weighted = {term for term in TERMS if weights.get(term)}
+        assert len(lines) == STEPS and all(weighted == TERMS.keys() & line.keys() for line in lines), name
+        assert report["students"][name]["difference"] is not None
+    assert "`alignkd demo --quick --objectives all`" in (out / "report.md").read_text()
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -80,6 +96,8 @@ def values(entry: dict[str, Any], speaker: str) -> list[str]:
 def test_unknown_rows_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--rows: hints is not among supervised"):
         demo.run_demo(tmp_path / "out", quick=True, rows=["hints"])
+    with pytest.raises(InputError, match=r"--objectives: hints is not among .*mcd.*or all"):
+        demo.run_demo(tmp_path / "out", quick=True, objectives=["mcd", "hints"])
     assert not (tmp_path / "out").exists()
 
 

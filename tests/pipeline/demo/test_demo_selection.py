@@ -1,5 +1,6 @@
 """The choice of the demo's settings: budget, rule, log, resumption, and the handwriting that it sees."""
 
+import ast
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,13 +11,15 @@ from typing import Any
 import demo_selection
 import pytest
 from demo_rows import trials as trial_rules
-from demo_rows.grids import GRIDS, SETTINGS_PER_ROW, Grid, Setting
+from demo_rows.grids import GRIDS, SETTINGS_PER_ROW
+from demo_rows.objective_grids import OBJECTIVE_GRIDS, OBJECTIVES_SETTINGS
 from demo_rows.released import why_not_released
+from demo_rows.settings import Grid, Setting
 from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
-from demo_selection import listed, select, table
+from demo_selection import chosen_changes, listed, select, table
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.demo import demo
+from alignkd.pipeline.demo import demo, recipes
 from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.processes import Command
 from alignkd.pipeline.demo.recipes import ROWS, SUPERVISED_ONLY
@@ -36,9 +39,36 @@ RELEASED = GRIDS.keys() & ROWS.keys()
 
 
 def test_every_released_row_has_the_same_budget() -> None:
-    for row in RELEASED:
+    for row in RELEASED - OBJECTIVE_GRIDS.keys():
         assert len(GRIDS[row].settings) == SETTINGS_PER_ROW and GRIDS[row].halving, row
     assert not any(grid.halving for row, grid in GRIDS.items() if row not in RELEASED)
+
+
+def test_every_published_method_has_the_same_budget() -> None:
+    assert OBJECTIVE_GRIDS.keys() == {recipe.name for recipe in recipes.OBJECTIVES} <= RELEASED
+    for grid in OBJECTIVE_GRIDS.values():
+        assert (len(grid.settings), grid.seeds, grid.halving) == (OBJECTIVES_SETTINGS, 1, False)
+
+
+def test_the_best_of_one_seed_is_chosen_when_all_have_ended() -> None:
+    row = next(iter(OBJECTIVE_GRIDS))
+    trials = first_round(row)
+    assert every_trial(row) == trials and [trial.seed for trial in trials] == [SEEDS[0]] * OBJECTIVES_SETTINGS
+    found = {trial: 0.5 + 0.01 * place for place, trial in enumerate(trials)}
+    assert second_round(row, found) == []
+    assert chosen(row, found) == (trials[-1].setting, [found[trials[-1]]])
+    assert chosen(row, {trial: found[trial] for trial in trials[1:]}) is None
+
+
+def test_the_chosen_changes_are_shown(tmp_path: Path) -> None:
+    """For rows whose trials have all ended, as text that is an entry of a dictionary."""
+    log, row = TrialLog(tmp_path / "log.jsonl"), "mcd"
+    for place, trial in enumerate(first_round(row)):
+        assert chosen_changes([row], log, FULL) == []
+        log.append({"row": row, "seed": trial.seed, "config": trial.config(FULL), "accuracy": 0.1 * place})
+    (line,) = chosen_changes([row, "taid"], log, FULL)
+    changes = {"train": {"learning_rate": 0.004}, "losses": {"effect": 10.0, "keep": 10.0}}
+    assert ast.literal_eval(f"{{{line.partition('#')[0]}}}") == {row: changes}
 
 
 @pytest.mark.parametrize("row", GRIDS)

@@ -277,3 +277,20 @@ def test_small_data_sets_are_planned_in_memory() -> None:
     assert kept(num_samples=1025) == kept(num_samples=1024, data_workers=1) == kept() == 0
     assert kept(num_samples=512, devices=2) == 2 * 512
     assert kept(num_samples=513, devices=2) == 0
+
+
+def test_terms_on_vision_tokens_take_memory() -> None:
+    """A second pass over the head has gradients of its own; relations keep states and cosines of all pairs."""
+    model = shapes(STUDENT)
+    plain, more = (
+        student_memory(model, load(micro_batch=4, hidden_logits=with_head, **further))
+        for with_head, further in (
+            (False, {}),
+            (True, {"head_positions": 144, "relations": True, "state_adapter": True}),
+        )
+    )
+    assert "relations of vision tokens" not in plain.parts and more.parts["relations of vision tokens"] > 1 << 20
+    size = model.size
+    gradients = 4 * size.hidden_size * (size.vocab_size + 4 * 144)
+    assert more.parts["head and logits"] - plain.parts["head and logits"] >= gradients
+    assert more.peak > plain.peak + gradients

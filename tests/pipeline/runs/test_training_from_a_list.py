@@ -166,3 +166,68 @@ def test_jobs_from_python_take_both_forms(write_config: WriteConfig) -> None:
     )
     with pytest.raises(TypeError, match="section store is 'x', expected a mapping of keys, or a list of them"):
         alignkd.train_job(config, store="x")  # type: ignore[arg-type]
+
+
+def test_chosen_samples_and_weights_of_domains(
+    alignkd_here: Alignkd,
+    alignkd_prepared: Alignkd,
+    write_config: WriteConfig,
+    write_list: Callable[..., Path],
+    golden: Path,
+    tmp_path: Path,
+) -> None:
+    """A list of `shards select`, and domains whose weights follow the student: `plan`, `train` and `report` of both."""
+    samples, entries = json.loads((golden / "v1.json").read_text()), []
+    for name, part in (("talk", samples[:2]), ("ask", samples[2:])):
+        data, store = tmp_path / f"{name}.json", tmp_path / f"store-{name}"
+        data.write_text(json.dumps(part))
+        config = write_config(data={"conversations": str(data)}, store={"path": str(store)})
+        dumped = alignkd_here("dump", config)
+        assert dumped.returncode == 0, dumped.stderr
+        entries.append({"path": str(store), "name": name})
+    half = tmp_path / "half.json"
+    chosen = alignkd_here("shards", "select", entries[0]["path"], "--by", "perplexity", "--ratio", "0.5", "--out", half)
+    assert chosen.returncode == 0 and "1 of 2 samples kept" in chosen.stdout, chosen.stderr
+
+    listed = [{**entries[0], "samples": str(half)}, entries[1]]
+    steps: dict[str, Any] = {"steps": None, "epochs": 2, "micro_batch": 1, "global_batch": 3}
+    (planned,) = plan_stages(write_list(listed, train=steps), None, PlanOptions())
+    assert planned.per_pass == 3 and planned.steps == 2
+    assert "store talk: 1 of 2 samples, chosen by perplexity" in planned.notes[0]
+    trained = alignkd_prepared("train", write_list(listed, train=steps))
+    assert trained.returncode == 0, trained.stderr
+    assert "store talk: 1 of 2 samples, chosen by perplexity" in trained.stderr
+    assert "samples by source: 2 of talk, 4 of ask" in trained.stdout
+    wrong = [entries[0], {**entries[1], "samples": str(half)}]
+    refused = alignkd_here("train", write_list(wrong, train=steps))
+    assert refused.returncode == 1 and "half.json: was made for 2 samples of store" in refused.stderr
+
+    weighted = {"domain_weights": "ddk", "steps": 2, "micro_batch": 1, "output": str(tmp_path / "ddk")}
+    (with_weights,) = plan_stages(write_list(entries, train=weighted), None, PlanOptions())
+    (without,) = plan_stages(write_list(entries, train=weighted | {"domain_weights": None}), None, PlanOptions())
+    assert (with_weights.per_pass, without.per_pass) == (2, 4)
+    assert with_weights.hours["t4"] > without.hours["t4"] and "follow the student (ddk)" in with_weights.notes[-1]
+    trained = alignkd_prepared("train", write_list(entries, train=weighted))
+    assert trained.returncode == 0, trained.stderr
+    assert "domain ask: 1 samples, 1 more measure its weight (ddk, every 1000 steps)" in trained.stderr
+    assert "step 0: weights of domains (nats per label of student, teacher): talk 0." in trained.stderr
+    assert "source ask: mean weight" in alignkd_here("report", tmp_path / "ddk").stdout
+
+
+@pytest.mark.parametrize(
+    ("store", "drop", "problem"),
+    [
+        ([{"path": "a", "weight": 2.0}, {"path": "b"}], ("teacher",), r"ddk', which sets .* store a has a weight"),
+        ([{"path": "a"}, {"path": "b"}], ("teacher",), None),
+        ({"path": "a"}, (), r"ddk', but there is one data set, so one domain; give several"),
+    ],
+)
+def test_domains_are_checked_before_the_teacher_runs(
+    store: Any, drop: tuple[str, ...], problem: str | None, write_list: Callable[..., Path]
+) -> None:
+    config = write_list(store, drop=drop, train={"domain_weights": "ddk"})
+    if problem is None:
+        assert load_stage(config, "train", None).train is not None
+        return
+    with pytest.raises(InputError, match=problem):
+        load_stage(config, "train", None)

@@ -96,13 +96,10 @@ def divisions(limit: MicroBatchLimit, world_size: int, **order: Any) -> Division
 def test_a_step_does_not_depend_on_the_steps_before(limit: MicroBatchLimit, world_size: int, step: int) -> None:
     """So a run resumes at any step, and any data worker may prepare any micro-batch."""
     run, resumed = divisions(limit, world_size), divisions(limit, world_size)
-    numbers = list(run.numbers(range(step + 2)))
-    assert [number for number in numbers if number[0] >= step] == list(resumed.numbers(range(step, step + 2)))
-    before = [run.of_step(number).of_rank(world_size - 1)[place].tolist() for number, place in numbers]
-    after = [
-        resumed.of_step(number).of_rank(world_size - 1)[place].tolist()
-        for number, place in resumed.numbers(range(step, step + 2))
-    ]
+    rank = world_size - 1
+    before = [found.tolist() for found in run.positions(range(step + 2), rank) if found is not None]
+    after = [found.tolist() for found in resumed.positions(range(step, step + 2), rank) if found is not None]
     assert before[-len(after) :] == after
+    assert len(before) == sum(len(run.of_step(number)) for number in range(step + 2))
     seen = [sample for rank in range(world_size) for batch in run.of_step(step).of_rank(rank) for sample in batch]
     assert sorted(seen) == sorted(run.order.global_batch_indices(step))

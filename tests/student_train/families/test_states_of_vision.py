@@ -3,6 +3,7 @@
 import itertools
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.checks import compared_tokens
+from alignkd.student_train.run.export_checkpoint import export_checkpoint
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.run.target_sources import targets_by_term
+from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
@@ -284,8 +287,9 @@ def test_a_whole_run(name: str, pair: Pair, read_metrics: ReadMetrics, tmp_path:
     first, _ = pair(name, {"logits": {"kind": "hidden"}})
     command = ["shards", "centres", str(first.stores[0].path), "--out", str(tmp_path / "centres.safetensors")]
     assert CliRunner().invoke(main, [*command, "--min-count", "2"]).exit_code == 0
-    settings: dict[str, Any] = {"steps": 8, "learning_rate": 1e-3, "warmup_ratio": 0, "micro_batch": 10}
-    losses = {**OTHERS, **ALL_TERMS, "relation": 20.0, "supervised": 0.01}
+    settings: dict[str, Any] = {"steps": 12, "learning_rate": 2e-3, "warmup_ratio": 0, "micro_batch": 10}
+    settings["validation"] = {"share": 0.2, "every": 4}
+    losses = {**OTHERS, **ALL_TERMS, "relation": 20.0, "nd": 10.0, "supervised": 0.01}
     job, _ = pair(name, KEPT, losses=losses, centres=tmp_path / "centres.safetensors", **settings)
     train(job)
     lines = read_metrics(job.train.output)
@@ -324,6 +328,26 @@ def test_a_killed_run_is_the_unbroken_one_and_both_layouts_train_alike(
     assert written[0].read_bytes() == written[1].read_bytes()
     adapters = load_file(job.train.output / "adapters.safetensors")
     assert adapters["state_adapter.weight"].shape == (64, 32)
+    exported = export_checkpoint(job, None, tmp_path / "exported")
+    assert exported.adapters.read_bytes() == (job.train.output / "adapters.safetensors").read_bytes()
+
+
+def test_stores_of_one_run_have_the_same_kind_of_target(
+    family_job: Callable[..., TrainJob], family_store: Callable[..., Path]
+) -> None:
+    kinds = [{"vision_relations": "float16"}, {"vision_relations": "int8_unit"}, {"vision_states": "bfloat16"}]
+    stores = [family_store("smolvlm", **{**NOTHING, **kept}) for kept in kinds]
+
+    def job(*chosen: Path) -> TrainJob:
+        listed = tuple(TrainStore(path=path, name=f"store {number}") for number, path in enumerate(chosen))
+        return replace(family_job("smolvlm", losses={**OTHERS, "relation": 1.0}, steps=1), store=listed)
+
+    both = opened(job(stores[0], stores[1]))  # codecs may differ: a mixed batch is decoded
+    samples = both[1]
+    found = both[0](batch_of(both[0], samples, [0, len(samples) - 1, 3]))["relation"]
+    assert found.count > 0 and found.total.isfinite()
+    with pytest.raises(ValueError, match=r"the source of vision_relations is stored and absent"):
+        opened(job(stores[0], stores[2]))
 
 
 @pytest.mark.parametrize(
@@ -341,6 +365,11 @@ def test_a_killed_run_is_the_unbroken_one_and_both_layouts_train_alike(
             r"store.relations_of layer_1 \(it has those of last_hidden\)",
         ),
         ({"vision_relations": "float16"}, {"visual_logit": 1.0}, "dump again with store.vision_states"),
+        (
+            {"vision_relations": "float16", "relations_of": "layer_1"},
+            {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 99},
+            r"losses.relations_layer is 99, but the student has \d+ decoder layers",
+        ),
     ],
 )
 def test_what_a_store_lacks(

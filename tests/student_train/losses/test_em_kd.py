@@ -1,6 +1,7 @@
 """EM-KD: matching, reverse KL of vision logits, smooth L1 of cosines; against golden values and plain loops."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import vision_matching
 from cases.objectives.case import Case, worst_relative_error
 from cases.objectives.em_kd import evaluate
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import Tensor
 
 from alignkd.student_train.losses.vision.matching import cheapest_pairs, logit_distances, state_distances
@@ -30,6 +32,48 @@ def random(seed: int, *shape: int) -> Tensor:
 def test_golden_values_and_gradients(case: int, dtype: torch.dtype, limit: float) -> None:
     read = Case.read(GOLDEN / str(case), dtype)
     assert worst_relative_error(read, evaluate(read)) < limit
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(3, 3), (4, 2), (1, 3)])
+def test_a_case_of_another_shape(student: int, teacher: int, tmp_path: Path) -> None:
+    """Values of every key by plain loops over permutations, tokens and entries."""
+    logits = 3 * random(0, student, 7), 3 * random(1, teacher, 7)
+    vision, text = (random(2, student, 4), random(3, teacher, 6)), (random(4, 5, 4), random(5, 5, 6))
+    pairs = [
+        [*zip(rows, columns, strict=True)]
+        for rows in itertools.combinations(range(student), min(student, teacher))
+        for columns in itertools.permutations(range(teacher), min(student, teacher))
+    ]
+    costs = [sum((logits[0][s] - logits[1][t]).abs().sum().item() for s, t in found) for found in pairs]
+    chosen = {"matched": pairs[costs.index(min(costs))], "same_place": [(n, n) for n in range(min(student, teacher))]}
+    values = {"matching_cost": min(costs)}
+    for name, found in chosen.items():
+        values[f"vsd.{name}_sum"] = sum(kl(logits[0][s].tolist(), logits[1][t].tolist()) for s, t in found)
+        errors = [
+            abs(cosine(vision[0][s], text[0][q]) - cosine(vision[1][t], text[1][q])) for s, t in found for q in range(5)
+        ]
+        values[f"vlad.{name}_sum"] = sum(error**2 / 2 if error <= 1 else error - 0.5 for error in errors)
+    names = ("vision_logits", "vision_states", "text_states")
+    given = {
+        f"in.{side}_{name}": value[number].contiguous()
+        for name, value in zip(names, (logits, vision, text), strict=True)
+        for number, side in enumerate(("student", "teacher"))
+    }
+    save_file(given, tmp_path / "0.safetensors")
+    (tmp_path / "0.json").write_text(json.dumps(values))
+    case = Case.read(tmp_path / "0")
+    assert worst_relative_error(case, evaluate(case)) < 1e-10
+
+
+def kl(q: list[float], p: list[float]) -> float:
+    """KL(softmax(q) || softmax(p))."""
+    logq, logp = ([z - math.log(sum(map(math.exp, row))) for z in row] for row in (q, p))
+    return sum(math.exp(own) * (own - other) for own, other in zip(logq, logp, strict=True))
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    pairs = [*zip(a.tolist(), b.tolist(), strict=True)]
+    return sum(x * y for x, y in pairs) / math.sqrt(sum(x * x for x, _ in pairs) * sum(y * y for _, y in pairs))
 
 
 @pytest.mark.parametrize(("student", "teacher"), [(4, 4), (3, 5), (5, 3), (1, 6)])

@@ -1,5 +1,6 @@
 """The attention term on pairs of layers, in every form, against autograd on whole matrices in float64."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,16 +10,20 @@ from torch import Tensor
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.loss_sum import LossSum
-from alignkd.student_train.objective.attention.match import AttentionForm, FixedHeads, HeadWeights
+from alignkd.student_train.objective.attention.map_losses import chunked_map_loss
+from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, FixedHeads, HeadWeights
 from alignkd.student_train.objective.attention.row_reference import RowReference
-from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss, chunked_map_loss
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import RowInputs
 
 LENGTH, HEADS, TEACHERS = 11, 4, 8
-# rows and columns of three samples; the second is text only, the third begins with its vision tokens
-ROWS = [[6, 7, 8, 9, 10], [], [0, 1, 2, 3, 5]]
+# rows and columns of three samples; the second is text only, the third begins with its vision tokens; rows of vision
+# tokens and of others
+ROWS = [[3, 4, 8, 9, 10], [], [0, 1, 2, 3, 5]]
 COLS = [[1, 2, 3, 4], [], [0, 1, 2]]
 LAYERS = (1, 2)
+VISION_ROWS = [[row in cols for row in [*rows, *[-1] * (5 - len(rows))]] for rows, cols in zip(ROWS, COLS, strict=True)]
 
 
 def causal(scores_HLL: Tensor) -> Tensor:
@@ -85,6 +90,9 @@ def whole_matrices(
             t, s = (x[sample, head][rows][:, cols] for x in (mixed, student))
             if form == "cosine" and rows:
                 total = total + 1 - torch.cosine_similarity(t.flatten(), s.flatten(), dim=0)
+            elif form == "filtered_cosine" and rows:
+                vision = [place for place, row in enumerate(rows) if row in cols]
+                total = total + filtered(t[vision], s[vision])
             elif form == "mse":
                 total = total + ((t - s) ** 2).sum()
             elif form == "row_cosine":
@@ -92,6 +100,17 @@ def whole_matrices(
             elif form == "kl":
                 total = total + sum(divergence(a, b, row, cols) for a, b, row in zip(t, s, rows, strict=True))
     return total
+
+
+def filtered(teacher: Tensor, student: Tensor) -> Tensor:
+    """CompoDistill's code: entries above mean + standard deviation of either map are dropped, entry by entry."""
+    kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for row, col in itertools.product(*map(range, teacher.shape)):
+        t, s = teacher[row, col], student[row, col]
+        if t != 0 and t <= teacher.mean() + teacher.std() and s <= student.mean() + student.std():
+            kept.setdefault(col, []).append((t, s))
+    means = [tuple(torch.stack(side).mean() for side in zip(*pairs, strict=True)) for pairs in kept.values()]
+    return 1 - torch.cosine_similarity(*(torch.stack(side) for side in zip(*means, strict=True)), dim=0)
 
 
 def divergence(teacher: Tensor, student: Tensor, row: int, cols: list[int]) -> Tensor:
@@ -119,10 +138,12 @@ def fused(
     rows_BR = targets.rows_BR
     picked = query.gather(2, rows_BR[:, None, :, None].expand(-1, HEADS, -1, 8))
     inputs = RowInputs(query_BHRd=picked, key_BHLd=key, rows_BR=rows_BR, scaling=0.4)
-    pair = RowsOfPair(targets=targets, teacher=teacher, heads=heads, form=form, **more)
     chunk_bytes = chunk * 4 * 3 * HEADS * LENGTH
-    if form == "cosine":
+    if form in MAP_FORMS:
+        more["vision_BR"] = torch.tensor(VISION_ROWS)
+        pair = RowsOfPair(targets=targets, teacher=teacher, heads=heads, form=form, **more)
         return chunked_map_loss(pair, inputs, 3, chunk_bytes=chunk_bytes)
+    pair = RowsOfPair(targets=targets, teacher=teacher, heads=heads, form=form, **more)
     return chunked_attention_loss(pair, inputs, chunk_bytes=chunk_bytes)
 
 
@@ -134,6 +155,7 @@ def fused(
         *(("mse", heads) for heads in ("adapter", "grouped", "mean")),
         *(("cosine", heads) for heads in ("adapter", "grouped", "mean")),
         *(("row_cosine", heads) for heads in ("adapter", "grouped", "mean")),
+        *(("filtered_cosine", heads) for heads in ("adapter", "grouped", "mean")),
         *(("kl", heads) for heads in ("grouped", "mean")),
     ],
 )
@@ -156,7 +178,7 @@ def test_fused_equals_whole_matrices(
         torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
         assert other.abs().max() > 1e-4  # the agreement means something
     rows, pairs = 10, 5 * 4 + 5 * 3
-    assert found.count == (1 if heads == "mean" else HEADS) * {"mse": pairs, "cosine": 2}.get(form, rows)
+    assert found.count == (1 if heads == "mean" else HEADS) * {"mse": pairs}.get(form, 2 if form in MAP_FORMS else rows)
 
 
 def test_the_rest_keeps_its_digits(targets: AttentionTargets, projected: tuple[Tensor, Tensor]) -> None:

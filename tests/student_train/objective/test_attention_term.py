@@ -13,7 +13,8 @@ from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.losses.attention.squared_error import attention_loss
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import HeadWeights
-from alignkd.student_train.objective.attention.term import RowsOfPair, chunked_attention_loss
+from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
+from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.attention.attention_rows import RowInputs
 

@@ -27,6 +27,8 @@ LOSSES: list[dict[str, Any]] = [
     {"logit_divergence": "sinkhorn"},
     {"logit_divergence": "sinkhorn", "sinkhorn": {"temperature": 1.0, "positions": 4}},
 ]
+# Those that are trained on full logits, too: one with its groups, one position by position.
+IN_FULL = [{"logit_divergence": "tvd"}, {"logit_divergence": "sinkhorn"}]
 ONLY_LOGITS: dict[str, Any] = {"attention": 0.0, "vision_all": 0.0, "vision_top": 0.0}
 
 
@@ -60,11 +62,13 @@ def test_training(losses: dict[str, Any], stores: dict[str, Path], losses_of_ste
         kind: losses_of_steps(stores[kind], losses)
         for kind, codec in KINDS.items()
         if not LossConfig(**ONLY_LOGITS, **losses).problems_with(codec.kind, "the store")
+        and (kind != "full" or losses in IN_FULL)
     }
-    assert {"full", "hidden"} <= found.keys()
+    assert "hidden" in found
     for values in found.values():
         assert values[-1] < values[0]
-    assert found["hidden"] == pytest.approx(found["full"], rel=1e-4)
+    if losses in IN_FULL:
+        assert found["hidden"] == pytest.approx(found["full"], rel=1e-4)
 
 
 def test_micro_batches_and_chunks_give_the_same_sinkhorn_loss(

@@ -16,6 +16,7 @@ from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.plan import plan_run
+from alignkd.student_train.run.start import announce
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trainer import train
 
@@ -141,6 +142,19 @@ def test_steps_of_one_and_of_several_micro_batches(
     ):
         assert device == pytest.approx(host, rel=1e-6)
         assert device == pytest.approx(reference, rel=close)
+
+
+def test_samples_that_are_longer_than_the_budget_are_told(
+    many_store: Path, make_job: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lengths = np.sort(StoreReader(many_store).sequence_lengths)
+    shorter, longest = int((lengths < lengths[-1]).sum()), int(lengths[-1])
+    for tokens, longer in ((1, len(lengths)), (longest - 1, len(lengths) - shorter), (longest, 0)):
+        caplog.clear()
+        announce(plan_run(make_job(many_store, steps=1, global_batch=4, **budget(tokens)), start_ranks()))
+        line = f"token_budget {tokens}: {longer} of {len(lengths)} samples are longer, up to {longest} tokens"
+        assert (line in caplog.text) if longer else ("token_budget" not in caplog.text)
 
 
 def test_micro_batch_and_budget_may_change_when_a_run_is_resumed(

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from safetensors.torch import load_file
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.tools.merge import merge_stores
+from alignkd.storage.tools.select.choose import Choice, choose
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.held_out import held_out_of
+from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.objective.logits.group_sizes import GroupSizes
+from alignkd.student_train.run.plan import plan_run
+from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
@@ -70,7 +76,7 @@ def pairs_store(
 def make_run(pairs_store: Path, golden_folder: Path, images_folder: Path, tmp_path: Path) -> MakePairs:
     """`make_run("name", **train settings)`: a run with `dpo` and nothing else."""
 
-    def make(name: str, store: Path = pairs_store, **settings: Any) -> TrainJob:
+    def make(name: str, store: Path | tuple[TrainStore, ...] = pairs_store, **settings: Any) -> TrainJob:
         defaults: dict[str, Any] = {"steps": 3, "micro_batch": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0}
         losses = PREFERENCE | settings.pop("losses", {})
         config = TrainConfig(
@@ -225,6 +231,32 @@ def test_a_killed_run_is_the_unbroken_one(make_run: MakePairs, start_child: Any,
     assert written[0].read_bytes() == written[1].read_bytes()
 
 
+def test_a_list_of_samples_chooses_pairs_by_their_chosen_answer(
+    make_run: MakePairs, pairs_store: Path, tmp_path: Path
+) -> None:
+    reader = StoreReader(pairs_store)
+    chosen = choose(reader, Choice(by="perplexity", ratio=0.5), lambda what, total: nullcontext(lambda done: None))
+    chosen.selection.write(tmp_path / "list.json")
+    kept = chosen.selection.positions(reader, "list")
+    pairs = Pairs.of(reader)
+    drawn = kept[pairs.first[kept]]
+    assert 0 < len(drawn) < pairs.first.sum()
+    listed = (TrainStore(path=pairs_store, samples=tmp_path / "list.json"),)
+    plan = plan_run(make_run("listed", store=listed, steps=None, epochs=1.0, micro_batch=len(drawn)), start_ranks())
+    assert plan.config.num_steps == 1
+    seen = plan.order.global_batch_indices(0)
+    assert set(seen.tolist()) == {*drawn.tolist(), *pairs.partner[drawn].tolist()}
+
+
+def test_groups_of_positions_leave_rejected_answers_out(pairs_store: Path) -> None:
+    """As the counts of the loss do: both together are all positions of the loss."""
+    reader = StoreReader(pairs_store)
+    everything = np.arange(len(reader))
+    high, low = GroupSizes([reader], 0.5)(everything)
+    rejected = Pairs.of(reader).rejected
+    assert high > 0 and high + low == reader.num_supervised[~rejected].sum() < reader.num_supervised.sum()
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -237,6 +269,7 @@ def test_a_killed_run_is_the_unbroken_one(make_run: MakePairs, start_child: Any,
         ({"preference": "margin_mse", "preference_beta": 0.2}, "preference_beta is 0.2, but preference 'margin_mse'"),
         ({"kto_kl_gradient": True}, "kto_kl_gradient is True, but preference 'dpo' has no such setting"),
         ({"preference": "ipo", "preference_beta": 0}, "preference 'ipo' divides by it"),
+        ({"domain_weights": "ddk"}, "preference is 'dpo' and domain_weights 'ddk', which counts single samples"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], line: str, make_run: MakePairs) -> None:

@@ -78,7 +78,7 @@ def test_figures_of_a_run_without_a_checkpoint_are_not_those_of_the_next(
     assert (tmp_path / "again" / FILE).read_bytes() != before
 
 
-@pytest.mark.parametrize("form", ["mse", "cosine"])
+@pytest.mark.parametrize("form", ["mse", "cosine", "filtered_cosine"])
 def test_two_ranks_equal_one(
     form: str, layers_store: Path, make_job: MakeJob, start_child: Any, read_metrics: ReadMetrics, tmp_path: Path
 ) -> None:

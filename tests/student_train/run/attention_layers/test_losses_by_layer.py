@@ -14,7 +14,7 @@ MakeJob = Callable[..., TrainJob]
 ReadMetrics = Callable[[Path], list[dict[str, Any]]]
 GROUPED = {"vision_all": 0.0, "vision_top": 0.0, "logit": 0.0, "attention": 1000.0, "attention_heads": "grouped"}
 TWO_LAYERS = {**GROUPED, "attention_layers": {0: 0, 1: (0, 1)}}
-FORMS = ["mse", "kl", "cosine", "row_cosine"]
+FORMS = ["mse", "kl", "cosine", "row_cosine", "filtered_cosine"]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Choosing samples of a store by the teacher's targets."""

@@ -1,0 +1,1 @@
+"""Domains whose shares of the samples change during training."""

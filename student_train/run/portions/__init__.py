@@ -1,0 +1,1 @@
+"""The parts of which the mixture of a run is made."""

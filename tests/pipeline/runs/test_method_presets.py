@@ -1,0 +1,79 @@
+"""Presets of published methods: what they set, what overrides them, and a run of each from the dump on."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stem_runs import dumped, trained
+
+from alignkd.pipeline.config.run_config import load_run_config
+from alignkd.pipeline.plan.objective import objective_line, planned_objective
+from alignkd.student_train.config import TrainConfig
+from alignkd.student_train.objective.presets import METHODS, preset_losses
+from alignkd.student_train.objective.terms import TERMS
+from alignkd.vlm.errors import InputError
+
+WriteConfig = Callable[..., Path]
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig(**{"output": "out", "steps": 10} | values)
+
+
+@pytest.mark.parametrize("preset", METHODS)
+def test_it_sets_every_weight_and_its_settings(preset: Any) -> None:
+    method, losses = METHODS[preset], config(preset=preset).losses
+    assert {**losses.weights, **losses.chosen_settings} == {
+        name: value for name, value in method.losses.items() if name not in TERMS or value
+    }
+    assert preset_losses(preset).keys() >= TERMS.keys()
+    assert method.differs.endswith(".") and method.source.startswith("arXiv ")
+
+
+@pytest.mark.parametrize("preset", METHODS)
+def test_explicit_keys_override_it(preset: Any) -> None:
+    losses = config(preset=preset, losses={"supervised": 0.25, "logit": 0.0}).losses
+    own = {name: value for name, value in config(preset=preset).losses.weights.items() if name != "logit"}
+    assert losses.weights == {**own, "supervised": 0.25}
+    settings = config(preset=preset).losses.chosen_settings
+    assert {"logit_divergence": settings["logit_divergence"], **losses.chosen_settings} == settings
+
+
+@pytest.mark.parametrize("preset", METHODS)
+def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig) -> None:
+    """On the store that the preset names; every term that it weighs has a value."""
+    store = dict(METHODS[preset].store)
+    if "attention" in store:  # of this teacher the band holds fewer layers than of the student
+        store["attention"] = {**store["attention"], "layers": "0%-100%"}
+    path = write("run", store=store, train={"preset": preset, "steps": 2, "losses": {}})
+    dumped(path)
+    lines = trained(path)
+    weights = load_run_config(path, "run").train.losses.weights  # type: ignore[union-attr]
+    for line in lines:
+        assert all(math.isfinite(line[name]) for name in weights), line
+        assert not {*TERMS} - {*weights} & {*line}
+    assert any(line[name] for line in lines for name in weights)
+
+
+@pytest.mark.parametrize("preset", [preset for preset, method in METHODS.items() if method.store])
+def test_a_store_without_its_targets_is_refused_with_the_key(preset: str, write: WriteConfig) -> None:
+    needed = METHODS[preset].store
+    without: dict[str, Any] = {"attention": "none"} if "attention" in needed else {}
+    with pytest.raises(InputError) as error:
+        load_run_config(write("bare", store=without, train={"preset": preset, "losses": {}}), "run")
+    assert "\n" not in str(error.value)
+    assert "train.losses" in str(error.value) and ("store" in str(error.value))
+
+
+def test_a_plan_shows_what_a_preset_set() -> None:
+    objective = planned_objective(config(preset="compodistill", losses={"supervised": 0.5}))
+    assert objective is not None
+    assert objective_line(objective) == (
+        "losses    preset compodistill: supervised 0.5, attention 7, logit 1, logit_divergence forward_kl, "
+        "attention_layers 30%-70%, attention_form cosine, attention_heads mean"
+    )
+    assert json.loads(json.dumps(objective))["settings"]["attention_form"] == "cosine"
+    assert planned_objective(None) is None

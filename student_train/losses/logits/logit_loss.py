@@ -136,12 +136,14 @@ def bucketed_values(rows: TruncatedRows, divergence: Divergence) -> Tensor:
     """A per-outcome divergence on K + 1 outcomes, [n]."""
     student, teacher = rows.student, rows.teacher
     assert student.logprobs_NK is not None and teacher.tail_logmass_N is not None
-    kept_N = divergence(student.logprobs_NK, teacher.logprobs_NK).masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
+    dtype = student.logprobs_NK.dtype
+    values_NK = divergence(student.logprobs_NK, teacher.logprobs_NK.to(dtype))
+    kept_N = values_NK.masked_fill(~teacher.kept_NK, 0.0).sum(dim=-1)
     has_tail_N = teacher.kept_NK.sum(dim=-1) < student.vocab_size
     # A position that keeps every token has no tail: both sides' mass is exp(-inf), whose gradient is NaN. Replace it by
     # 0 before the divergence and mask the result as well; masking the result alone would leave 0 * NaN.
     student_tail_N = torch.where(has_tail_N, student.tail_logmass_N, 0.0)
-    teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.clamp(min=NO_MASS), 0.0)
+    teacher_tail_N = torch.where(has_tail_N, teacher.tail_logmass_N.to(dtype).clamp(min=NO_MASS), 0.0)
     tail_N = torch.where(has_tail_N, divergence(student_tail_N, teacher_tail_N), 0.0)
     return kept_N + tail_N
 

@@ -9,6 +9,7 @@ import click
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
+from alignkd.pipeline.console.numbers import FiniteFloat
 from alignkd.pipeline.console.printing import json_option, print_json
 
 SMALLEST_SIZE = 1 << 20
@@ -48,7 +49,7 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Number of samples, if there is no data yet.")
 @click.option(
-    "--mean-tokens", type=click.FloatRange(min=1), help="With --samples: mean number of text and vision tokens."
+    "--mean-tokens", type=FiniteFloat(1, 1 << 24), help="With --samples: mean number of text and vision tokens."
 )
 @click.option(
     "--image-tokens",
@@ -57,14 +58,14 @@ def parse_bytes(context: click.Context, parameter: click.Parameter, value: str |
 )
 @click.option(
     "--supervised-share",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     default=0.5,
     show_default=True,
     help="With --samples: share of the text tokens after the image that are supervised.",
 )
 @click.option("--count", type=click.IntRange(min=1), default=4096, show_default=True, help="Samples to count at least.")
 @click.option(
-    "--entries", type=click.FloatRange(min=0), help="Kept tokens per position, for logits of kind nucleus or sampled."
+    "--entries", type=FiniteFloat(min=0), help="Kept tokens per position, for logits of kind nucleus or sampled."
 )
 @click.option("--probe", type=click.IntRange(min=1), metavar="N", help="Run the teacher on N samples and measure.")
 @json_option

@@ -9,6 +9,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
+from alignkd.pipeline.console.numbers import FiniteFloat
 from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice
 
@@ -32,7 +33,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--match", type=click.Choice(["id", "order", "tokens"]), help="How rows and samples are matched.")
 @click.option("--alignment", type=click.Choice(["token", "next"]), help="Place of a distribution; not checked then.")
 @click.option("--tail", type=click.Choice(["known", "unknown"]), help="Whether all probabilities sum to 1.")
-@click.option("--temperature", type=click.FloatRange(1e-3, 1e3), default=1.0, help="Temperature of the files.")
+@click.option("--temperature", type=FiniteFloat(1e-3, 1e3), default=1.0, help="Temperature of the files.")
 @click.option("--top-k", type=click.IntRange(1), help="Tokens to keep at each position; by default all.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", help="Stored precision.")
 @click.option("--backend", type=LayoutChoice(), default="zarr", help="Layout of the store.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.numbers import FiniteFloat
 from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, progress_bar
 
@@ -30,9 +31,7 @@ _FIELDS_OF_STEM = {
 @click.command()
 @click.argument("a", type=LOCATION)
 @click.argument("b", type=LOCATION)
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Largest difference of two numbers that counts as equal."
-)
+@click.option("--tolerance", type=FiniteFloat(min=0), help="Largest difference of two numbers that counts as equal.")
 @click.option("--ignore", multiple=True, metavar="FIELD", help="A field not to compare; may be repeated.")
 @json_option
 @clean_errors

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.numbers import FiniteFloat
 from alignkd.pipeline.console.outputs import claim_file, force_option
 from alignkd.pipeline.console.printing import format_count, json_option, print_json
 from alignkd.pipeline.shards.options import LOCATION, STORE, progress_bar
@@ -26,10 +27,10 @@ _OWN = {"reference": "difference", "above": "visual-advantage", "k": "label-rank
     "--reference", type=LOCATION, help="difference: a store of the same data, or FILE.safetensors (index, mean_nll)."
 )
 @click.option("--k", type=click.IntRange(min=1), help="label-rank: how many most likely tokens count.")
-@click.option("--above", type=float, help="visual-advantage: score by the share of labels above this, in nats.")
-@click.option("--ratio", type=click.FloatRange(0, 1), help="Keep this share of the scored samples, the best first.")
-@click.option("--min", "least", type=float, help="Keep samples with at least this score.")
-@click.option("--max", "most", type=float, help="Keep samples with at most this score.")
+@click.option("--above", type=FiniteFloat(), help="visual-advantage: score by the share of labels above this, in nats.")
+@click.option("--ratio", type=FiniteFloat(0, 1), help="Keep this share of the scored samples, the best first.")
+@click.option("--min", "least", type=FiniteFloat(), help="Keep samples with at least this score.")
+@click.option("--max", "most", type=FiniteFloat(), help="Keep samples with at most this score.")
 @click.option("--keep-unscored", is_flag=True, help="Keep samples without a score; without it they are dropped.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The list of samples to write, JSON.")
 @force_option

@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
+from alignkd.pipeline.console.numbers import FiniteFloat
 from alignkd.pipeline.console.outputs import force_option
 from alignkd.pipeline.console.printing import json_option
 from alignkd.pipeline.data.filter.filters import Filters
@@ -19,7 +20,7 @@ from alignkd.pipeline.data.options import Answers, listing_option, reading_optio
     "--out", required=True, type=click.Path(path_type=Path), help="JSON lines to write; gzipped if it ends in .gz."
 )
 @click.option(
-    "--min-logprob-per-token", type=click.FloatRange(max=0), help="Lowest mean log-probability of a token (model)."
+    "--min-logprob-per-token", type=FiniteFloat(max=0), help="Lowest mean log-probability of a token (model)."
 )
 @click.option("--min-tokens", type=click.IntRange(min=0), help="Fewest tokens of an answer (model).")
 @click.option("--max-tokens", type=click.IntRange(min=0), help="Most tokens of an answer (model).")
@@ -27,7 +28,7 @@ from alignkd.pipeline.data.options import Answers, listing_option, reading_optio
 @click.option("--min-characters", type=click.IntRange(min=0), help="Fewest characters of an answer.")
 @click.option("--max-characters", type=click.IntRange(min=0), help="Most characters of an answer.")
 @click.option(
-    "--max-repetition", type=click.FloatRange(0, 1), help="Largest share of repeated runs of 4 words in an answer."
+    "--max-repetition", type=FiniteFloat(0, 1), help="Largest share of repeated runs of 4 words in an answer."
 )
 @click.option("--dedupe", is_flag=True, help="Drop samples with the images and turns of an earlier one.")
 @click.option(

@@ -122,6 +122,15 @@ def _of_file(reader: StoreReader, path: Path) -> NDArray[np.float64]:
             f"reference {path}: has no tensor {error}; expected {INDEX} [n] (index of each sample in the data set) and "
             f"{MEAN_NLL} [n] (nats per label)"
         ) from None
+    except TypeError as error:  # numpy has no such dtype
+        raise StoreError(
+            f"reference {path}: has a tensor that cannot be read ({error}); write {MEAN_NLL} as float32"
+        ) from None
+    if infinite := int(np.isinf(values).sum()):
+        raise StoreError(
+            f"reference {path}: {infinite} of {values.size} values of {MEAN_NLL} are infinite, expected nats per label; "
+            "correct them, or leave out the samples"
+        )
     if index.ndim != 1 or index.shape != values.shape or index.dtype.kind not in "iu":
         raise StoreError(
             f"reference {path}: {INDEX} is {index.dtype}{list(index.shape)} and {MEAN_NLL} {list(values.shape)}, "

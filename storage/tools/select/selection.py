@@ -79,6 +79,10 @@ class Selection:
         Raises:
             StoreError: it is missing, damaged, or another kind of file.
         """
+        if not path.is_file():
+            raise StoreError(
+                f"{path}: not a file; write the list of samples by `alignkd shards select STORE --out {path}`"
+            )
         try:
             document = unseal(path, MAX_BYTES)
             if document["kind"] != KIND:

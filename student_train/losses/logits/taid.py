@@ -39,7 +39,11 @@ def mixture(student_NO: Tensor, teacher_NO: Tensor, t: float, there_NO: Tensor |
         there_NO: bool, which outcomes exist; the others get `NO_MASS`. None: all do.
     """
     # t = 0 is the student itself, not the student normalised again: the loss is 0 to the last bit then
-    mixed_NO = torch.lerp(student_NO.detach(), teacher_NO.detach().to(student_NO.dtype), t) if t else student_NO.detach().clone()
+    mixed_NO = (
+        torch.lerp(student_NO.detach(), teacher_NO.detach().to(student_NO.dtype), t)
+        if t
+        else student_NO.detach().clone()
+    )
     if there_NO is not None:
         mixed_NO = mixed_NO.masked_fill_(~there_NO, NO_MASS)
     return mixed_NO.log_softmax(dim=-1) if t else mixed_NO

@@ -322,3 +322,10 @@ CONTEXT, PARAMETER = click.Context(main), click.Option(["--size"])
 def test_more_samples_than_a_store_has(write_config: WriteConfig) -> None:
     line = refused(write_config(), "--samples", "1000000000000", "--mean-tokens", "240")
     assert "--samples is 1000000000000, but a store has at most 134217728 samples; give fewer" in line
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300"])
+def test_numbers_that_are_none(value: str, write_config: WriteConfig) -> None:
+    for options in (("--mean-tokens", value), ("--mean-tokens", "240", "--supervised-share", value)):
+        found = CliRunner().invoke(main, ["plan", str(write_config()), "--samples", "10", *options])
+        assert found.exit_code == 2 and f"Invalid value for '{options[-2]}'" in found.output, found.output

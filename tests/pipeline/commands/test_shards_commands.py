@@ -309,6 +309,8 @@ def test_select_writes_a_list_that_training_takes(
         (["--by", "label-rank", "--out", out], 2, "--by label-rank needs --k"),
         (["--by", "perplexity", "--k", 3, "--max", 9, "--out", out], 2, "--k belongs to --by label-rank"),
         (["--by", "perplexity", "--min", 3, "--max", 2, "--out", out], 2, "--min is 3, more than --max 2"),
+        (["--by", "perplexity", "--min", "nan", "--out", out], 2, "'--min': nan is not finite, expected a number"),
+        (["--by", "perplexity", "--ratio", "nan", "--out", out], 2, "'--ratio': nan is not finite"),
         (["--by", "perplexity", "--ratio", 0.5, "--max", 2, "--out", out], 2, "give one kind"),
         (["--by", "difference", "--reference", small_store, "--out", out], 1, "give a reference of the same data"),
     ):

@@ -149,6 +149,15 @@ def test_what_a_reference_lacks_is_listed(make_store: Make, tmp_path: Path) -> N
     save_file({"nll": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(StoreError, match="has no tensor 'index'"):
         choose(reader, Choice(by="difference", reference=tmp_path / "other.safetensors"), bar)
+    save_file({"index": np.arange(3), "mean_nll": np.array([1.0, np.inf, np.nan])}, tmp_path / "infinite.safetensors")
+    with pytest.raises(StoreError, match="1 of 3 values of mean_nll are infinite"):
+        choose(reader, Choice(by="difference", reference=tmp_path / "infinite.safetensors"), bar)
+    header = json.dumps({"mean_nll": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "half.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(StoreError, match=r"half\.safetensors: has a tensor that cannot be read"):
+        choose(reader, Choice(by="difference", reference=tmp_path / "half.safetensors"), bar)
+    with pytest.raises(StoreError, match=r"gone\.json: not a file; write the list of samples by"):
+        Selection.read(tmp_path / "gone.json")
 
 
 def test_equal_scores_are_decided_by_the_number_in_the_data(make_store: Make) -> None:

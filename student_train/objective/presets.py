@@ -96,7 +96,8 @@ METHODS: Mapping[str, MethodPreset] = {
         logits=ALL_KINDS,
         differs=(
             "It is the first stage, in which a dense student imitates the teacher's distributions alone. The student "
-            "has no experts."
+            "has no experts. The second stage is a run with `train.preference: kto_pair`, `kto_kl_gradient: true` and "
+            "`losses.preference: 1.0` alone, on pairs of answers."
         ),
     ),
     "em_kd": MethodPreset(

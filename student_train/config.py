@@ -208,7 +208,7 @@ class TrainConfig(Settings):
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
         preset: Preset = values["preset"]
-        return {**preset_train(preset), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
+        return {**preset_train(preset, values), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod

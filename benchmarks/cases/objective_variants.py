@@ -41,7 +41,9 @@ class ObjectiveVariant:
 
 def objective_variants() -> dict[str, ObjectiveVariant]:
     """All of them by name."""
-    found: dict[str, Mapping[str, Any]] = {name: {"preset": name} for name in METHODS}
+    found: dict[str, Mapping[str, Any]] = {
+        name: {"preset": name} for name, method in METHODS.items() if not method.pairs
+    }
     for name, term in TERMS.items():
         if name not in OTHER_DATA and not {*term.presets} & {*MEASURED_BEFORE}:
             more = {"centres": CENTRES} if name == "nd" else {}

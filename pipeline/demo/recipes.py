@@ -153,7 +153,11 @@ def _of_divergence(name: Literal["bild", "sinkhorn"], label: str) -> Recipe:
     return Recipe(name=name, label=label, store=_OBJECTIVES, losses=losses, train=train)
 
 
-OBJECTIVES = (*map(_of_method, METHODS), _of_divergence("bild", "BiLD"), _of_divergence("sinkhorn", "SinKD"))
+OBJECTIVES = (
+    *(_of_method(name) for name, method in METHODS.items() if not method.pairs),
+    _of_divergence("bild", "BiLD"),
+    _of_divergence("sinkhorn", "SinKD"),
+)
 """A row for each preset of a published method, and two of divergences alone."""
 SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)
 """The rows of a plain `alignkd demo`."""

@@ -30,7 +30,9 @@ from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
+Preset = Literal[
+    "paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "llava_mod_preference", "em_kd", "mcd"
+]
 Target = Literal[
     "attention",
     "vision_top",

@@ -33,7 +33,7 @@ from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import AttentionTargets
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.map_losses import chunked_map_loss
-from alignkd.student_train.objective.attention.match import AttentionForm, HeadWeights
+from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, HeadWeights
 from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
 from alignkd.student_train.objective.attention.term import chunked_attention_loss
 from alignkd.vlm.attention.attention_rows import CHUNK_BYTES, chunk_bytes_on
@@ -59,10 +59,11 @@ class Work:
         """Forward and backward pass; the loss and the gradients of the projections."""
         weight_ST, bias_S = self.adapters.attention_weights()
         heads = HeadWeights(weight_ST=weight_ST, bias_S=bias_S)
-        pair = RowsOfPair(targets=self.targets, teacher=(0,), heads=heads, form=self.form)
+        vision_BR = torch.ones_like(self.targets.rows_BR, dtype=torch.bool)  # the most that are compared
+        pair = RowsOfPair(targets=self.targets, teacher=(0,), heads=heads, form=self.form, vision_BR=vision_BR)
         layer = llama_attention.LlamaAttentionLayer(self.model, 0, self.query_BLD, self.key_BLD)
         inputs = layer.row_inputs(self.targets.rows_BR)
-        if self.form == "cosine":
+        if self.form in MAP_FORMS:
             loss = chunked_map_loss(pair, inputs, len(self.query_BLD), chunk_bytes=chunk_bytes)
         else:
             loss = chunked_attention_loss(pair, inputs, chunk_bytes=chunk_bytes)

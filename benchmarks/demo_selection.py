@@ -5,6 +5,7 @@
     python benchmarks/demo_selection.py --list       the trials and which of them have ended
     python benchmarks/demo_selection.py --table      accuracy of every setting, as markdown
     python benchmarks/demo_selection.py --write-docs     puts this table into docs/results.md
+    python benchmarks/demo_selection.py --rows objectives --chosen     what the chosen settings change in their rows
 
 `demo_rows/grids.py` has the settings, `demo_rows/trials.py` the rule. Each trial runs `alignkd dump` (once per store),
 `alignkd train` and the demo's evaluation, and then adds a line to `--log`. A stopped selection resumes: trials in the
@@ -58,12 +59,24 @@ LOG = Path(__file__).parent / "results" / "demo_selection.jsonl"
 @click.option("--list", "as_list", is_flag=True, help="Show the trials with their status; run nothing.")
 @click.option("--table", "as_table", is_flag=True, help="Show the accuracies; run nothing.")
 @click.option("--write-docs", is_flag=True, help="Put the accuracies into the document; run nothing.")
+@click.option("--chosen", "as_chosen", is_flag=True, help="Show what the chosen settings change; run nothing.")
 @clean_errors
-def main(out: Path, log_file: Path, rows: str, at_once: int, as_list: bool, as_table: bool, write_docs: bool) -> None:
+def main(
+    out: Path,
+    log_file: Path,
+    rows: str,
+    at_once: int,
+    as_list: bool,
+    as_table: bool,
+    write_docs: bool,
+    as_chosen: bool,
+) -> None:
     """Run the trials that are not in the log yet."""
     names, log = wanted_rows(rows), TrialLog(log_file)
     if as_list:
         click.echo("\n".join(listed(names, log, FULL)))
+    elif as_chosen:
+        click.echo("\n".join(chosen_changes(names, log, FULL)))
     elif write_docs:
         write_between_marks(DOCUMENT, MARK, table(names, log, FULL))
     elif as_table:
@@ -157,6 +170,16 @@ def listed(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[s
         for trial, accuracy in trials_of(row, log, settings).items():
             status = "waits" if accuracy is None else f"{100 * accuracy:.1f} %"
             lines.append(f"{row}  {trial.setting.name}  seed {trial.seed}  {status}")
+    return lines
+
+
+def chosen_changes(rows: Iterable[str], log: TrialLog, settings: DemoSettings) -> list[str]:
+    """A line per row whose selection has ended: what the chosen setting changes, as `recipes.py` writes it."""
+    lines = []
+    for row in rows:
+        if (best := chosen(row, log.accuracies(every_trial(row), settings))) is not None:
+            changes = {name: dict(values) for name in ("train", "losses") if (values := getattr(best[0], name))}
+            lines.append(f'"{row}": {changes},  # {best[0].name}')
     return lines
 
 

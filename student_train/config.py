@@ -11,7 +11,9 @@ from alignkd.storage.codecs.settings import STEM_TARGETS
 from alignkd.student_train.data.division import MicroBatchLimit
 from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
+from alignkd.student_train.losses.preference import PreferenceLoss
 from alignkd.student_train.objective.adapters import AdapterInit
+from alignkd.student_train.objective.preference.settings import PREFERENCE, PreferenceSettings
 from alignkd.student_train.objective.presets import preset_losses, preset_train
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
@@ -123,6 +125,13 @@ class TrainConfig(Settings):
         preset: default values of `losses`; explicit keys of `losses` override them. `paper` is Align-KD; `supervised`
             trains without a teacher; the others are the objectives of docs/objectives.md with their authors' defaults.
         losses: weight of each term, and settings of the logit loss.
+        preference: loss on pairs of a chosen and a rejected answer, whose weight is `losses.preference`: `dpo`, `ipo`,
+            `kto_pair` or `margin_mse`; the teacher is the reference. Every pair is in one micro-batch and counts as one
+            sample of `micro_batch` and `global_batch`. `none`: samples are drawn one by one.
+        preference_beta: beta of `dpo`, `ipo` and `kto_pair`.
+        preference_smoothing: of `dpo`: share of pairs whose answers are assumed to be exchanged.
+        kto_kl_gradient: whether the two means over the global batch in `kto_pair` have a gradient, as in the code of
+            LLaVA-MoD.
         profile: default values of `targets` for attention and vision; explicit keys of `targets` override them.
         targets: source of each target.
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
@@ -166,6 +175,10 @@ class TrainConfig(Settings):
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
+    preference: PreferenceLoss | Literal["none"] = "none"
+    preference_beta: Amount = 0.1
+    preference_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    kto_kl_gradient: bool = False
     profile: TargetSource | None = None
     targets: TargetSources = TargetSources()
     stem: UserPath | None = None
@@ -197,7 +210,7 @@ class TrainConfig(Settings):
         if not isinstance(values, dict) or values.get("preset") not in get_args(Preset):
             return values  # an unknown preset is the field's own error
         preset: Preset = values["preset"]
-        return {**preset_train(preset), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
+        return {**preset_train(preset, values), **values, "losses": _over(preset_losses(preset), values.get("losses"))}
 
     @model_validator(mode="before")
     @classmethod
@@ -246,6 +259,41 @@ class TrainConfig(Settings):
                 "what is no distribution; set attention_heads to 'grouped' or 'mean', or keep adapters that are means "
                 "(adapter_learning_rate: 0 and adapter_init: grouped_heads)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _preference_has_a_weight(self) -> Self:
+        weight = self.losses.weights.get(PREFERENCE, 0.0)
+        if (self.preference == "none") != (weight == 0):
+            step = "choose dpo, ipo, kto_pair or margin_mse, or set losses.preference to 0"
+            if weight == 0:
+                step = "set losses.preference, 1.0 in LLaVA-MoD, or preference to none"
+            raise ValueError(f"preference is {self.preference!r}, but losses.preference is {weight:g}; {step}")
+        return self
+
+    @model_validator(mode="after")
+    def _units_of_the_order_are_of_one_kind(self) -> Self:
+        if self.in_pairs and self.domain_weights is not None:
+            raise ValueError(
+                f"preference is {self.preference!r} and domain_weights {self.domain_weights.method!r}, which counts "
+                "single samples, not pairs; set preference to none or leave domain_weights out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_preference_are_used(self) -> Self:
+        used = {
+            "preference_beta": self.preference in ("dpo", "ipo", "kto_pair"),
+            "preference_smoothing": self.preference == "dpo",
+            "kto_kl_gradient": self.preference == "kto_pair",
+        }
+        for name, is_used in used.items():
+            if not is_used and (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value}, but preference {self.preference!r} has no such setting; remove it"
+                )
+        if self.preference == "ipo" and self.preference_beta == 0:
+            raise ValueError("preference_beta is 0, but preference 'ipo' divides by it; set it above 0, or margin_mse")
         return self
 
     @model_validator(mode="after")
@@ -298,6 +346,23 @@ class TrainConfig(Settings):
     def in_steps(self, num_samples: int, world_size: int) -> Self:
         """The same settings with `steps` instead of `epochs`."""
         return self.model_copy(update={"steps": self.optimiser_steps(num_samples, world_size), "epochs": None})
+
+    @property
+    def preference_settings(self) -> PreferenceSettings | None:
+        """The loss on pairs of answers; None if there is none."""
+        if self.preference == "none":
+            return None
+        return PreferenceSettings(
+            loss=self.preference,
+            beta=self.preference_beta,
+            smoothing=self.preference_smoothing,
+            means_have_gradient=self.kto_kl_gradient,
+        )
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether pairs of answers are drawn as one unit."""
+        return self.preference != "none"
 
     @property
     def offloads(self) -> bool:

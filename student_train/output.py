@@ -12,7 +12,9 @@ from alignkd.student_train.errors import TrainError
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 # names in a line of VALIDATION that are not losses
-VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best")
+# Mean of the margin and share of pairs whose margin is above 0; of runs that learn from pairs of answers.
+PREFERENCE_FIGURES = ("preference_margin", "preference_accuracy")
+VALIDATION_FIGURES = ("step", "samples", "unusable", "seconds", "best_step", "best", *PREFERENCE_FIGURES)
 CONFIG = "run.json"  # no model has a file of this name
 EARLIER_CONFIG = "config.json"  # its name in earlier versions
 FINISHED = "finished.json"
@@ -29,7 +31,7 @@ TAID_T, TAID_CROSS_ENTROPY = "taid_t", "taid_cross_entropy"
 MOVED = (ATTENTION_WEIGHT, TAID_T)
 FIGURES = (
     *("step", "samples_seen", "learning_rate", "grad_norm", "skipped"),
-    *(*MOVED, TAID_CROSS_ENTROPY, BY_SOURCE, *TIMINGS),
+    *(*MOVED, TAID_CROSS_ENTROPY, *PREFERENCE_FIGURES, BY_SOURCE, *TIMINGS),
 )
 KIND_PREFIX = "samples_"
 SECTIONS = {"data", "store", "train"}

@@ -27,6 +27,7 @@ from alignkd.student_train.output import checkpoints_folder
 from alignkd.student_train.run.attention.row_reference import references_of_run
 from alignkd.student_train.run.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
+from alignkd.student_train.run.preference_pass import with_statistics
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished
 from alignkd.student_train.run.step_figures import step_figures
 from alignkd.student_train.run.student import build_student, use_chosen_kernels
@@ -131,7 +132,8 @@ def _run_steps(
             engine.student.step_values, engine.student.group_sizes = taid.step_values, step.group_sizes
             sources = plan.step_sources(step, counts)
             tally = StepTally(step.weights, counts(step.positions), sources, plan.layers_of_attention)
-            outcome = _optimiser_step(engine, batches, tally, step.factor)
+            of_step = with_statistics(engine.student, batches, ranks, micro_batches=len(step.division))
+            outcome = _optimiser_step(engine, of_step, tally, step.factor)
             tally.gather(ranks, stop=signals.stop_requested, time_is_up=times.time_is_up)
 
             moved = taid.after_step(state.step, tally)

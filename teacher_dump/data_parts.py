@@ -123,6 +123,7 @@ def _stored(listed: ListedSource, data: DataSet) -> StoredSource:
         share=None if data.share >= 1 else data.share,
         roles=_roles(data),
         system=data.system,
+        pairs=True if data.pairs else None,
     )
 
 
@@ -175,6 +176,7 @@ class _Match:
         for name, before, now in (
             ("roles", source.roles or {}, dict(data.roles)),
             ("system", source.system, data.system),
+            ("pairs", source.pairs, True if data.pairs else None),
         ):
             if before != now:
                 shown = [repr(value)[:80] if value else "none" for value in (before, now)]

@@ -17,6 +17,8 @@ NUCLEUS, HIDDEN = "nucleus", "hidden"
 CENTRES = "centres.safetensors"
 # beside the terms and divergences of Align-KD's step, which `train.py` compares without `--objectives`
 MEASURED_BEFORE = ("paper", "supervised")
+# pairs of answers
+OTHER_DATA = ("preference",)
 # on the same outcomes as `js`, or on fewer
 SAME_WORK = ("support_", "skewed_")
 STORED: Mapping[str, Any] = {"vision_all": "float16", "vision_top": "from_all"}
@@ -39,9 +41,11 @@ class ObjectiveVariant:
 
 def objective_variants() -> dict[str, ObjectiveVariant]:
     """All of them by name."""
-    found: dict[str, Mapping[str, Any]] = {name: {"preset": name} for name in METHODS}
+    found: dict[str, Mapping[str, Any]] = {
+        name: {"preset": name} for name, method in METHODS.items() if not method.pairs
+    }
     for name, term in TERMS.items():
-        if not {*term.presets} & {*MEASURED_BEFORE}:
+        if name not in OTHER_DATA and not {*term.presets} & {*MEASURED_BEFORE}:
             more = {"centres": CENTRES} if name == "nd" else {}
             found[f"{name} alone"] = {"preset": "supervised", "losses": {name: 1.0}, **more}
     for divergence in DIVERGENCES:

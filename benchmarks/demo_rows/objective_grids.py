@@ -22,6 +22,8 @@ CHANGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_mod": ("with-labels", {"supervised": 1.0}),
     "em_kd": ("logit-5", {"logit": 5.0}),
     "mcd": ("effect-keep-10", {"effect": 10.0, "keep": 10.0}),
+    "bild": ("logit-10", {"logit": 10.0}),
+    "sinkhorn": ("logit-10", {"logit": 10.0}),
 }
 
 

@@ -17,6 +17,7 @@ from alignkd.pipeline.data.options import (
     files_of,
     listing_option,
     model_options,
+    pairs_option,
     reading_options,
     token_limits,
 )
@@ -40,6 +41,7 @@ data.add_command(filter_command)
 @data.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @reading_options
+@pairs_option
 @model_options(DEFAULT_CHECKPOINT)
 @click.option("--max-tokens", callback=token_limits, default="512,2048", show_default=True, help="Limits to compare.")
 @click.option("--no-decode", is_flag=True, help="Open each image without decoding it.")
@@ -57,6 +59,7 @@ def stats(
     role: Mapping[str, str],
     system: str | None,
     answers: Answers,
+    pairs: bool,
     template: str | None,
     checkpoint: str,
     vision_config: Path | None,
@@ -95,6 +98,7 @@ def stats(
         roles=role,
         system=system,
         answers=answers,
+        pairs=pairs,
         template=template,
         max_tokens=max_tokens,
         checkpoint=checkpoint,
@@ -124,6 +128,7 @@ def stats(
 @click.option("--index", type=click.IntRange(min=0), help="Number of the sample, from 0; by default 0.")
 @click.option("--id", "sample_id", help="Id of the sample; the first one that has it is shown.")
 @reading_options
+@pairs_option
 @model_options(None)
 @json_option
 @clean_errors
@@ -135,6 +140,7 @@ def show(
     role: Mapping[str, str],
     system: str | None,
     answers: Answers,
+    pairs: bool,
     template: str | None,
     checkpoint: str | None,
     vision_config: Path | None,
@@ -155,7 +161,7 @@ def show(
 
     if index is not None and sample_id is not None:
         raise click.UsageError("--index and --id both name a sample; give one of them")
-    (chosen,) = data_sets([file], images=images, roles=role, system=system, answers=answers)
+    (chosen,) = data_sets([file], images=images, roles=role, system=system, answers=answers, pairs=pairs)
     source = open_with_progress(chosen)
     number = index or 0 if sample_id is None else index_of_id(source, sample_id)
     builder = None

@@ -72,6 +72,8 @@ class DataConfig(Settings):
         roles: name of a role in the data -> `human`, `gpt` or `system`, for names that are not known already.
         system: system prompt of samples that have none; None takes that of the template.
         answers: `missing`: questions may lack an answer, which `alignkd generate` writes; such samples get no targets.
+        pairs: preference data: every entry has a `chosen` and a `rejected` answer to one question and is two samples.
+            `train.preference` learns from them; losses on logits leave the rejected answers out.
         share: share of the samples that is taken, chosen by a hash of each index, so that the number is not exact.
         weight: how often training sees each sample per pass over the data.
         template: prompt template of MobileVLM: `plain` (captions, pre-training) or `v1` (conversations, fine-tuning,
@@ -89,10 +91,17 @@ class DataConfig(Settings):
     )
     system: str | None = Field(default=None, max_length=MAX_SYSTEM)
     answers: Answers = "given"
+    pairs: bool = False
     share: float = Field(default=1.0, gt=0, le=1)
     weight: Positive = 1.0
     template: Literal["plain", "v1"] | None = None
     max_tokens: Count | None = 2048
+
+    @model_validator(mode="after")
+    def _pairs_have_answers(self) -> Self:
+        if self.pairs and self.answers == "missing":
+            raise ValueError("pairs is true, but answers is 'missing': pairs have both answers; set answers to given")
+        return self
 
     @property
     def data_set(self) -> DataSet:
@@ -104,6 +113,7 @@ class DataConfig(Settings):
             roles=self.roles,
             system=self.system,
             answers=self.answers,
+            pairs=self.pairs,
             share=self.share,
         )
 
@@ -247,6 +257,11 @@ class RunConfig(DataAndTeacher):
                 f"train.losses weighs {', '.join(missing)}, but the store keeps no target for it; "
                 f"store the target{f' ({named})' if keys else ''} or set the weight to 0"
             )
+        if self.teacher is not None and self.train.in_pairs and not any(one.pairs for one in self.data):
+            problems.append(
+                f"train.preference is {self.train.preference!r}, but no data set has pairs; set data.pairs, or "
+                "train.preference to none and losses.preference to 0"
+            )
         problems += [
             f"train.targets.{key} is 'stored', but store.{key} is 'stem'; change one of them"
             for key in weighed.values()
@@ -299,8 +314,8 @@ class RunConfig(DataAndTeacher):
             return self._is_of_dump("state_norms", "logits") and not is_kept
         if key == "logits":
             return self.store.logits.kind == "none"
-        if key == "counterfactual":
-            return False  # `LossConfig.problem_of_counterfactual`
+        if key in ("counterfactual", "preference"):
+            return False  # `LossConfig.problem_of_counterfactual`; every new store has the reference of pairs
         if key in (VISION_STATES, AFFINITY):
             return self._is_of_dump(key) and getattr(self.store, key) == NONE
         if key == "vision_relations":

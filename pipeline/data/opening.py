@@ -18,6 +18,7 @@ def data_sets(
     roles: Mapping[str, str],
     system: str | None,
     answers: Answers = "given",
+    pairs: bool = False,
 ) -> tuple[DataSet, ...]:
     """Data sets that are read alike.
 
@@ -26,7 +27,8 @@ def data_sets(
     """
     if images is not None and not images.is_dir():
         raise InputError(f"{tried(images)}: no such image folder; give the folder of the image paths")
-    return tuple(DataSet(path=path, images=images, roles=roles, system=system, answers=answers) for path in paths)
+    settings = {"images": images, "roles": roles, "system": system, "answers": answers, "pairs": pairs}
+    return tuple(DataSet(path=path, **settings) for path in paths)  # type: ignore[arg-type]  # as named above
 
 
 def open_with_progress(data: DataSet) -> EntrySource:

@@ -52,6 +52,12 @@ def reading_options(command: Command) -> Command:
     return command
 
 
+def pairs_option(command: Command) -> Command:
+    """Add the option that reads preference data."""
+    text = "Entries have a chosen and a rejected answer and are two samples each, as data.pairs."
+    return click.option("--pairs", is_flag=True, help=text)(command)
+
+
 def model_options(default: str | None) -> Callable[[Command], Command]:
     """Add the options that choose the model whose prompt and tokens are shown."""
 

@@ -146,8 +146,19 @@ def _of_method(name: str) -> Recipe:
     )
 
 
-OBJECTIVES = tuple(map(_of_method, METHODS))
-"""A row for each preset of a published method."""
+def _of_divergence(name: Literal["bild", "sinkhorn"], label: str) -> Recipe:
+    """The row of a published divergence of answer logits beside the labels."""
+    losses = {"logit": 1.0, "logit_divergence": name, **_CHOSEN.get(name, {}).get("losses", {})}
+    train = _CHOSEN.get(name, {}).get("train", {})
+    return Recipe(name=name, label=label, store=_OBJECTIVES, losses=losses, train=train)
+
+
+OBJECTIVES = (
+    *(_of_method(name) for name, method in METHODS.items() if not method.pairs),
+    _of_divergence("bild", "BiLD"),
+    _of_divergence("sinkhorn", "SinKD"),
+)
+"""A row for each preset of a published method, and two of divergences alone."""
 SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)
 """The rows of a plain `alignkd demo`."""
 ROWS = {

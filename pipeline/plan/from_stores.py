@@ -23,10 +23,12 @@ from alignkd.pipeline.plan.time.devices import DEVICES, device_named
 from alignkd.pipeline.plan.time.hours import training_hours, training_operations
 from alignkd.pipeline.plan.time.padding import STEPS, training_padding
 from alignkd.storage import SampleOrder, StoreError, StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_of
 from alignkd.student_train.data.lengths import sequence_lengths
+from alignkd.student_train.data.pairs import not_drawn
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
@@ -153,8 +155,9 @@ def training_plan(
     readers = [_opened(store.path) for store in job.stores]
     check_stores_agree(readers, train)
     held_out = held_out_of(readers, train.validation.share if train.validation else None)
+    unpaired = not_drawn(readers, held_out, in_pairs=train.in_pairs)
     mixture = Mixture.of(
-        job.stores, readers, job.source_weights, held_out=held_out, domain_weights=train.domain_weights
+        job.stores, readers, job.source_weights, held_out=unpaired, domain_weights=train.domain_weights
     )
     lengths = np.concatenate([sequence_lengths(reader, student.size.vision_tokens) for reader in readers])
     measured = np.concatenate([portion.measured for portion in mixture.portions])
@@ -164,9 +167,10 @@ def training_plan(
         train.optimiser_steps(mixture.per_pass, 1),
         options.gpu_memory or device_named(options.device).memory,
     )
-    seen, weights = steps * train.global_batch_size(1), _weights(mixture, len(lengths))
+    units = steps * train.global_batch_size(1)
+    seen, weights = units * (2 if train.in_pairs else 1), _weights(mixture, len(lengths))
     order = _first_order(mixture, train)
-    padding = training_padding(train, lengths, order)
+    padding = training_padding(train, lengths, order, Pairs.of_stores(readers) if train.in_pairs else None)
     shape, stem = _sample_shape(student, readers, padding * lengths, weights), stem_of_run(readers[0], train)
     operations = training_operations(
         config,

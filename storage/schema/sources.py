@@ -53,6 +53,8 @@ class StoredSource(_Model):
         share: share of the samples of the files that was taken; None: all.
         roles: names of roles in the data that were given -> `human`, `gpt` or `system`; None: none.
         system: system prompt of samples that had none; None: none was added.
+        pairs: samples 2n and 2n + 1 are the chosen and the rejected answer to one question, counted from the first
+            sample of the data set; None: they are not.
     """
 
     name: SourceName
@@ -63,6 +65,7 @@ class StoredSource(_Model):
         default=None, min_length=1, max_length=MAX_ROLES
     )
     system: Annotated[str, StringConstraints(max_length=MAX_SYSTEM)] | None = None
+    pairs: Literal[True] | None = None
 
     def digest(self) -> str:
         """A short description: number of samples, and a hash of the files."""

@@ -112,7 +112,7 @@ def _sources(readers: Sequence[StoreReader]) -> list[StoredSource] | None:
             taken = sum(source.name in (other.name, other.name.rpartition("~")[0]) for other in found)
             # without its files: a merged store does not grow, and its indices are not those of one list of data
             name = f"{source.name}~{taken + 1}" if taken else source.name
-            found.append(StoredSource(name=name, num_samples=source.num_samples))
+            found.append(StoredSource(name=name, num_samples=source.num_samples, pairs=source.pairs))
     return found
 
 

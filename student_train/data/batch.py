@@ -19,6 +19,7 @@ from alignkd.student_train.data.targets import (
     AttentionTargets,
     CounterfactualTargets,
     LogitTargets,
+    PreferenceTargets,
     StemInputs,
 )
 from alignkd.vlm.inputs.batch import SequenceBatch
@@ -51,6 +52,9 @@ class TrainBatch:
         teacher_tokens_of_image: the teacher's vision tokens of each image.
         affinity: the teacher's cosines between text queries and vision tokens.
         counterfactual: the teacher's two passes over the samples with images.
+        rejected_N: bool, which labels are of a rejected answer; None if none is.
+        num_rejected: number of these labels.
+        preference: pairs of answers to one question.
         stem: inputs from which the teacher's stem computes the targets that are not stored; None if it computes none.
     """
 
@@ -71,6 +75,9 @@ class TrainBatch:
     teacher_tokens_of_image: tuple[int, ...] = ()
     affinity: AffinityTargets | None = None
     counterfactual: CounterfactualTargets | None = None
+    rejected_N: Tensor | None = None
+    num_rejected: int = 0
+    preference: PreferenceTargets | None = None
     stem: StemInputs | None = None
 
     def to(self, device: torch.device | str) -> Self:

@@ -23,10 +23,12 @@ from alignkd.storage.record.record import (
 )
 from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, FULL, REMOVED
+from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB
 from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS, STATE_NORMS, VISION_STATES
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.pairs import BatchPairs
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
     AffinityTargets,
@@ -35,6 +37,7 @@ from alignkd.student_train.data.targets import (
     FullTargets,
     HiddenTargets,
     LogitTargets,
+    PreferenceTargets,
     RaggedEntries,
     SampledTargets,
     StemInputs,
@@ -56,15 +59,17 @@ def collate(
     targets: Collection[str],
     attention_pairs: AttentionPairs | ChosenAttention,
     stem: StemLookup | None = None,
+    pairs: BatchPairs | None = None,
     high_share: float | None = None,
 ) -> TrainBatch:
     """One micro-batch with its targets.
 
     Args:
         targets: which of `attention`, `vision_top`, `vision_all`, `logits`, `vision_states`, `vision_relations`,
-            `state_norms`, `vision_text_affinity` and `counterfactual` the losses need.
+            `state_norms`, `vision_text_affinity`, `counterfactual` and `preference` the losses need.
         attention_pairs: queries and keys of the first layer's attention, or the attention of chosen layers.
         stem: computes some of the targets later, on the device; the records' own are not used for those.
+        pairs: the pairs among the samples; None: none has a rejected answer.
         high_share: share of a sample's positions that are marked by their visual advantage; None: none is marked.
     """
     given = frozenset() if stem is None else stem.wanted
@@ -81,6 +86,7 @@ def collate(
     attention = None
     if "attention" in targets:
         attention = _attention(examples, None if "attention" in given else records, wanted)
+    rejected_N = _rejected(records, pairs)
     return replace(
         inputs,
         high_N=None if high_share is None else _joined([_high(record, high_share) for record in records]),
@@ -96,6 +102,9 @@ def collate(
         state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
         counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
+        rejected_N=rejected_N,
+        num_rejected=0 if rejected_N is None else int(rejected_N.sum()),
+        preference=_preference(records, pairs) if "preference" in targets else None,
     )
 
 
@@ -110,6 +119,28 @@ def collate_inputs(examples: Sequence[Example]) -> TrainBatch:
         labels_N=sequences.supervised_labels_N,
         positions_of_sample=tuple(map(len, supervised)),
         generated_N=_generated(examples),
+    )
+
+
+def _rejected(records: Sequence[Record], pairs: BatchPairs | None) -> Tensor | None:
+    """Which supervised positions are of rejected answers; None if none is."""
+    if pairs is None or not pairs.rejected_B.any():
+        return None
+    return torch.from_numpy(np.repeat(pairs.rejected_B, [len(record.supervised_positions) for record in records]))
+
+
+def _preference(records: Sequence[Record], pairs: BatchPairs | None) -> PreferenceTargets:
+    """The pairs of the batch, of which there may be none."""
+    rows: list[int] = [] if pairs is None else pairs.rows_G2.flatten().tolist()
+    counts = [len(record.supervised_positions) for record in records]
+    starts = [0, *itertools.accumulate(counts)]
+    places = [np.arange(starts[row], starts[row + 1]) for row in rows]
+    values = [as_float32(records[row].more[SEQUENCE_LOGPROB]) for row in rows]  # type: ignore[arg-type]  # no logits
+    return PreferenceTargets(
+        places_M=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *places])),
+        answers_M=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(place) for place in places])),
+        reference_G2=torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *values])).unflatten(0, (-1, 2)),
+        chosen_G=torch.tensor(rows[::2], dtype=torch.int64),
     )
 
 

@@ -1,8 +1,8 @@
 """Samples that are held out of training: a function of each sample's key alone.
 
 The key is a hash of conversation, image files and template. So equal samples are in the same part, whatever store they
-are in, and a sample stays in its part when a store grows. Samples with the same image and other conversations may be in
-both parts.
+are in, and a sample stays in its part when a store grows. A rejected answer is in the part of the chosen one. Samples
+with the same image and other conversations may be in both parts.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.schema.order import WORD
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
@@ -45,9 +46,14 @@ def fixed_subset(samples: TrainingSet, positions: NDArray[np.int64], most: int |
     """At most so many of the positions, ascending: those whose keys come first, whatever else is in the stores."""
     if most is None or len(positions) <= most:
         return positions
-    return np.sort(positions[np.argsort(_places(samples.readers)[positions], kind="stable")[:most]])
+    found = np.sort(positions[np.argsort(_places(samples.readers)[positions], kind="stable")[:most]])
+    pairs = Pairs.of_stores(samples.readers)
+    is_cut = pairs.has_partner[found] & ~np.isin(pairs.partner[found], found)
+    return found[~is_cut]
 
 
 def _places(readers: Sequence[StoreReader]) -> NDArray[np.float64]:
     """The key of each sample as a number from 0 to 1, float64 [n]."""
-    return np.concatenate([reader.keys.first_words for reader in readers]) / float(WORD)
+    places = np.concatenate([reader.keys.first_words for reader in readers]) / float(WORD)
+    pairs = Pairs.of_stores(readers)
+    return np.where(pairs.second, places[pairs.partner], places)

@@ -5,12 +5,14 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
 from alignkd.student_train.data.kept_samples import KEPT_BYTES, KeptSamples, Samples
+from alignkd.student_train.data.pairs import pairs_in_batch
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
@@ -23,9 +25,13 @@ def load_batch(
     targets: Collection[str],
     stem: StemLookup | None,
     attention: ChosenAttention | None = None,
+    pairs: Pairs | None = None,
     high_share: float | None = None,
 ) -> TrainBatch:
     """The samples at these positions as one batch; `targets`, `stem`, `attention` and `high_share` as of `collate`.
+
+    Args:
+        pairs: of all samples; None: they have no rejected answer.
 
     Raises:
         TrainError: a sample cannot be used.
@@ -36,6 +42,7 @@ def load_batch(
             targets=targets,
             attention_pairs=attention or samples.reader.manifest.codecs.attention_pairs,
             stem=stem,
+            pairs=None if pairs is None else pairs_in_batch(positions, pairs),
             high_share=high_share,
         )
     except ValueError as error:
@@ -51,6 +58,7 @@ def load_micro_batches(
     targets: Collection[str],
     stem: StemLookup | None = None,
     attention: ChosenAttention | None = None,
+    pairs: Pairs | None = None,
     workers: int = 0,
     high_share: float | None = None,
 ) -> Iterator[TrainBatch]:
@@ -64,6 +72,7 @@ def load_micro_batches(
         targets: which targets the losses need.
         stem: computes the targets that are not stored.
         attention: the attention that batches carry; None: the first layer's.
+        pairs: see `load_batch`.
         workers: processes that prepare batches; 0 prepares them in this process.
         high_share: as of `collate`.
 
@@ -77,7 +86,15 @@ def load_micro_batches(
         """The micro-batch of these samples."""
         if positions is None:
             return None
-        return load_batch(samples, positions, targets=targets, stem=stem, attention=attention, high_share=high_share)
+        return load_batch(
+            samples,
+            positions,
+            targets=targets,
+            stem=stem,
+            attention=attention,
+            pairs=pairs,
+            high_share=high_share,
+        )
 
     # The samples are looked up in this process: an order whose weights change is not the one that workers inherited.
     wanted = divisions.positions(steps, ranks.rank)

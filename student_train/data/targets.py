@@ -190,6 +190,24 @@ class CounterfactualTargets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceTargets:
+    """The G pairs of a batch, and what the teacher says of their answers.
+
+    Attributes:
+        places_M: int64, which of the batch's N supervised positions belong to them, answer by answer: the chosen and
+            then the rejected one of each pair.
+        answers_M: int64, the answer of each of them, from 0 to 2G - 1.
+        reference_G2: float32, the teacher's log-probability of the chosen and of the rejected answer.
+        chosen_G: int64, the sample with the chosen answer.
+    """
+
+    places_M: Tensor
+    answers_M: Tensor
+    reference_G2: Tensor
+    chosen_G: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class AffinityTargets:
     """Cosines between text queries and vision tokens of the teacher, of the S samples with images.
 

@@ -2,12 +2,14 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.vlm.inputs.examples import Example, Preparation
 
@@ -50,6 +52,12 @@ class TrainingSet:
     def lengths(self) -> NDArray[np.int64]:
         """Embedded tokens of each sample, int64; see `sequence_lengths`."""
         return np.concatenate([dataset.lengths for dataset in self.datasets])
+
+    @cached_property
+    def pairs(self) -> Pairs | None:
+        """The pairs of all stores, in this numbering; None if they have no rejected answer."""
+        found = Pairs.of_stores(self.readers)
+        return found if found.rejected.any() else None
 
     def positions_of(self, store: int) -> NDArray[np.int64]:
         """Positions of the samples of a store, int64."""

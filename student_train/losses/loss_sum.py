@@ -20,6 +20,8 @@ class LossSum:
         by_layer: of a loss that compares several layers of the student: the share of each of them in `total`, without
             gradient; each has an equal share of the count.
         figures: other values of the parts by name, each [n], without gradient; they are not in `total`.
+        ratios_G2: of the loss on preference pairs: log-probability of the chosen and of the rejected answer minus the
+            reference's, float64, without gradient.
     """
 
     total: Tensor
@@ -27,6 +29,7 @@ class LossSum:
     parts: Tensor
     by_layer: Mapping[int, Tensor] = field(default_factory=dict)
     figures: Mapping[str, Tensor] = field(default_factory=dict)
+    ratios_G2: Tensor | None = None
 
     @classmethod
     def of(cls, parts: Tensor, count: int | None = None) -> Self:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.objective.attention.match import AttentionMatch, first_layers
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.families.family import ModelConfig
@@ -40,4 +41,6 @@ class GlobalCounts:
 
 def _elements(name: str, reader: StoreReader, student: ModelConfig, match: AttentionMatch) -> NDArray[np.int64]:
     elements = TERMS[name].elements
-    return reader.num_supervised if elements is None else elements(reader, student, match)
+    if elements is not None:
+        return elements(reader, student, match)
+    return np.where(Pairs.of(reader).rejected, 0, reader.num_supervised)

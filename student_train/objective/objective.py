@@ -20,6 +20,12 @@ from alignkd.student_train.objective.attention.row_reference import RowReference
 from alignkd.student_train.objective.centres import Centres
 from alignkd.student_train.objective.counterfactual_terms import EFFECT, KEEP, drawn_terms, second_states
 from alignkd.student_train.objective.logits.head_terms import head_terms
+from alignkd.student_train.objective.preference.settings import (
+    PREFERENCE,
+    BatchStatistics,
+    PreferenceInputs,
+    PreferenceSettings,
+)
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import ForwardPass, Heads, SecondPasses
 from alignkd.student_train.objective.terms import TERMS
@@ -51,6 +57,7 @@ class DistilledStudent(nn.Module):
         attention: AttentionMatch | None = None,
         fixed_heads: FixedHeads | None = None,
         frozen_adapters: bool = False,
+        preference: PreferenceSettings | None = None,
         centres: Centres | None = None,
     ) -> None:
         """Freeze what is not trained.
@@ -66,6 +73,7 @@ class DistilledStudent(nn.Module):
             attention: how attention is compared; None: that of the first layers.
             fixed_heads: mixture of the teacher's heads, unless it is trained.
             frozen_adapters: whether adapters stay as they are.
+            preference: the loss on pairs of answers; None: there is none.
             centres: the teacher's class means, needed by the loss `nd`; frozen.
         """
         super().__init__()
@@ -75,6 +83,9 @@ class DistilledStudent(nn.Module):
         self._drawn: tuple[str, ...] | None = None
         self.attention = attention or first_layers(model.config)
         self.fixed_heads = fixed_heads
+        self.preference = preference
+        # of the global batch of a step, for losses on pairs that need them
+        self.statistics: BatchStatistics | None = None
         # numbers that the divergence of the logit loss reads by name, set before each step; the same on every rank
         self.step_values: Mapping[str, float] = losses.first_step_values
         # positions of the high and of the low group of the logit loss in the global batch, set before each step
@@ -117,6 +128,7 @@ class DistilledStudent(nn.Module):
             attention=self.attention,
             attention_chunk_bytes=self.losses.attention_chunk_bytes(hidden_BLD.device.type),
             second=self._second_passes(batch, vision),
+            preference=self._preference_inputs(None if has_image else sum_of_zeros(vision)),
             fixed_heads=self.fixed_heads,
             references=self.references,
             vision_pairs=self._vision_pairs(batch, hidden_BLD, heads),
@@ -139,6 +151,20 @@ class DistilledStudent(nn.Module):
             return self.model.no_image()
         samples = sequences.image_samples_I.tolist()  # on the host
         return self.model.encode_images(sequences.images, samples, features=self.stem is not None)
+
+    def _preference_inputs(self, zero: Tensor | None) -> PreferenceInputs | None:
+        """What the term `preference` needs; None if it has no weight. `zero` is added to its hidden states."""
+        if PREFERENCE not in self.losses.weights:
+            return None
+        assert self.preference is not None  # `TrainConfig`
+        return PreferenceInputs(
+            settings=self.preference,
+            head=self.model.head,
+            num_tokens=self.num_tokens,
+            chunk_bytes=self.losses.head_chunk_mib << 20,
+            statistics=self.statistics,
+            zero=zero,
+        )
 
     def _heads(self) -> Heads:
         return Heads(
@@ -181,6 +207,9 @@ class DistilledStudent(nn.Module):
     def _terms_on_logits(self, forward: ForwardPass, zero: Tensor | None) -> dict[str, LossSum]:
         """The student's logits are never held all at once; `zero` is added to their hidden states."""
         batch, weights = forward.batch, self.losses.weights
+        names = [name for name in weights if TERMS[name].on_logits is not None]
+        if not names:
+            return {}
         hidden_ND = forward.hidden_BLD.flatten(0, 1)[batch.supervised_N]
         if zero is not None:
             hidden_ND = hidden_ND + zero.to(hidden_ND.dtype)
@@ -191,6 +220,7 @@ class DistilledStudent(nn.Module):
             teacher_head,
             num_tokens=self.num_tokens,
             generated_N=batch.generated_N,
+            rejected_N=batch.rejected_N,
             logit_factors_N=self._logit_factors(batch),
             step_values=self.step_values,
             positions_of_sample=batch.positions_of_sample,
@@ -203,13 +233,16 @@ class DistilledStudent(nn.Module):
             chunk_bytes=self.losses.head_chunk_mib << 20,
             groups=inputs.groups,
         )
-        names = [name for name in weights if TERMS[name].on_logits is not None]
         samples_N, num_samples = forward.samples_N, forward.num_samples
         found = dict(zip(names, losses, strict=False))
         if further := losses[len(names) :]:
             figures = zip(inputs.divergence.figures, further, strict=True)
             found["logit"] = replace(found["logit"], figures={name: figure.parts for name, figure in figures})
-        return {name: loss.by_sample(samples_N, num_samples) for name, loss in found.items()}
+        return {
+            # all have the same count, as their weights relative to each other are already applied
+            name: replace(loss, count=loss.count - batch.num_rejected).by_sample(samples_N, num_samples)
+            for name, loss in found.items()
+        }
 
     def _logit_factors(self, batch: TrainBatch) -> Tensor | None:
         """What gives each group of positions a mean of its own; None: one mean over all positions."""

@@ -21,8 +21,9 @@ class MethodPreset:
         method: its name.
         source: arXiv number, and the commit of the released code where one was read.
         losses: keys of `train.losses`; weights that are left out are 0.
-        train: further keys of `train`.
+        train: further keys of `train`. The first one decides: with another value of it, the others are not set.
         store: keys of the section `store` that the method needs, beside a kind of logits.
+        pairs: whether the data are pairs of answers (`data.pairs`).
         logits: kinds of stored logits with which it is what its authors define.
         differs: what differs from the paper and why, one sentence or two.
     """
@@ -32,6 +33,7 @@ class MethodPreset:
     losses: Mapping[str, Any]
     train: Mapping[str, Any] = field(default_factory=dict)
     store: Mapping[str, Any] = field(default_factory=dict)
+    pairs: bool = False
     logits: tuple[str, ...]
     differs: str
 
@@ -99,6 +101,18 @@ METHODS: Mapping[str, MethodPreset] = {
             "has no experts."
         ),
     ),
+    "llava_mod_preference": MethodPreset(
+        method="LLaVA-MoD, second stage",
+        source="arXiv 2408.15881, code 481ca57",
+        losses={"supervised": 0.0, "preference": 1.0},
+        train={"preference": "kto_pair", "kto_kl_gradient": True},
+        pairs=True,
+        logits=(*ALL_KINDS, "sampled", "none"),
+        differs=(
+            "The means of KTO are those of the global batch and at least 0; the authors' code takes those of each "
+            "device. As there, they have a gradient."
+        ),
+    ),
     "em_kd": MethodPreset(
         method="EM-KD",
         source="arXiv 2511.21106",
@@ -125,7 +139,7 @@ METHODS: Mapping[str, MethodPreset] = {
         differs=(
             "A removed vision token becomes the token of a neutral image, and one of the two second passes is drawn in "
             "each step. All samples are taken; the paper takes the half on which the teacher changes most, for which "
-            "`alignkd shards select` chooses samples."
+            "`alignkd shards select --by visual-advantage` chooses samples."
         ),
     ),
 }
@@ -137,7 +151,14 @@ def preset_losses(preset: Preset) -> dict[str, Any]:
     return {**preset_weights(preset), **(method.losses if method is not None else {})}
 
 
-def preset_train(preset: Preset) -> dict[str, Any]:
-    """Further keys of `train` that a preset sets."""
+def preset_train(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Further keys of `train` that a preset sets.
+
+    Args:
+        given: the explicit keys of `train`.
+    """
     method = METHODS.get(preset)
-    return {} if method is None else dict(method.train)
+    if method is None or not method.train:
+        return {}
+    first, value = next(iter(method.train.items()))
+    return dict(method.train) if given.get(first, value) == value else {}

@@ -22,6 +22,7 @@ from alignkd.student_train.objective.logits.divergence_checks import problem_of_
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
 from alignkd.student_train.objective.logits.divergence_table import DIVERGENCES, LogitDivergence
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig
+from alignkd.student_train.objective.preference.settings import PREFERENCE
 from alignkd.student_train.objective.term import HeadInputs, Target
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.student_train.objective.vision.settings import RelationRows, VisionSettings, VisualDivergence
@@ -138,7 +139,7 @@ class LossConfig(_Weights):
 
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
-        on_logits = [name for name, term in TERMS.items() if term.on_logits is not None]
+        on_logits = [name for name, term in TERMS.items() if term.on_logits is not None or name == PREFERENCE]
         if not self.weights.keys() & {*on_logits}:
             raise ValueError(
                 f"{' and '.join(on_logits)} are {'both' if len(on_logits) == 2 else 'all'} 0, so nothing trains the "
@@ -307,6 +308,7 @@ class LossConfig(_Weights):
         *,
         num_tokens: int | None = None,
         generated_N: Tensor | None = None,
+        rejected_N: Tensor | None = None,
         logit_factors_N: Tensor | None = None,
         step_values: Mapping[str, float] | None = None,
         positions_of_sample: Sequence[int] | None = None,
@@ -314,7 +316,7 @@ class LossConfig(_Weights):
         """What the terms on logits need of a batch and of these settings.
 
         Args:
-            generated_N: as in `TrainBatch`.
+            generated_N, rejected_N: as in `TrainBatch`.
             logit_factors_N: as in `HeadInputs`.
             step_values: as in `HeadInputs`; None: those before the first step.
             positions_of_sample: as in `TrainBatch`; None: the positions are those of one sample.
@@ -336,6 +338,7 @@ class LossConfig(_Weights):
             step_values=self.first_step_values if step_values is None else step_values,
             groups=groups,
             label_factors_N=factors_N,
+            kept_N=None if rejected_N is None else ~rejected_N,
             logit_factors_N=logit_factors_N,
         )
 

@@ -13,6 +13,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.attention.layer_sums import TERM, LayerSums
 from alignkd.student_train.objective.objective import weighted_total
+from alignkd.student_train.objective.preference.settings import PREFERENCE, MarginSums
 from alignkd.student_train.objective.source_sums import SourceSums, StepSources
 
 
@@ -33,6 +34,7 @@ class StepTally:
         loss: weighted sum of the means (eq. 7).
         by_layer: mean of the attention loss in each layer (`LayerSums.means`); {} without `layers`.
         by_source: samples, loss and terms of each source (`SourceSums.means`); {} without `sources`.
+        preference: mean margin of the pairs of answers, and the share with a margin above 0; None without pairs.
         figures: mean of each further figure of a term (`LossSum.figures`) over the global batch, as `means`.
         seconds: duration of the step on this rank.
         wait_share: share of the step that the ranks spent waiting for data.
@@ -50,6 +52,7 @@ class StepTally:
         self.weights, self.global_counts = weights, global_counts
         self._by_source = None if sources is None else SourceSums(sources, weights, list(global_counts))
         self._by_layer = LayerSums(layers) if layers else None
+        self._margins = MarginSums()
         self.started, self.waited = perf_counter(), 0.0
         self._totals: list[Mapping[str, Tensor]] = []
         self._counts: list[Mapping[str, int]] = []
@@ -60,6 +63,7 @@ class StepTally:
         """Record a micro-batch and return its share of the global loss, for the backward pass."""
         self._totals.append({name: term.total.detach() for name, term in terms.items()})
         self._counts.append({name: term.count for name, term in terms.items()})
+        self._margins.add(terms[PREFERENCE].ratios_G2 if PREFERENCE in terms else None)
         if self._by_source is not None:
             self._by_source.add(terms)
         if self._by_layer is not None:
@@ -85,11 +89,14 @@ class StepTally:
         counts = [float(sum(found[name] for found in self._counts)) for name in names]
         layers = [] if self._by_layer is None else self._by_layer.totals()
         own = [] if self._by_source is None else self._by_source.totals()
+        margins = self._margins.totals()
         self.seconds = perf_counter() - self.started
         requests = [float(stop), float(time_is_up and ranks.is_first)]
-        sums = iter(ranks.sum([*totals, *counts, *figures, *layers, *own, self.waited, self.seconds, *requests]))
-        totals, counts, figures, layers, own = (
-            [*islice(sums, len(values))] for values in (totals, counts, figures, layers, own)
+        sums = iter(
+            ranks.sum([*totals, *counts, *figures, *margins, *layers, *own, self.waited, self.seconds, *requests])
+        )
+        totals, counts, figures, margins, layers, own = (
+            [*islice(sums, len(values))] for values in (totals, counts, figures, margins, layers, own)
         )
         waited, seconds, stopped, up = sums
         found = dict(zip(names, map(int, counts), strict=True))
@@ -100,6 +107,7 @@ class StepTally:
             figure: _mean(total, found[term])
             for (figure, term), total in zip(self._terms_of_figures.items(), figures, strict=True)
         }
+        self.preference = MarginSums.means(margins)
         self.by_layer: dict[int, float | None] = (
             {} if self._by_layer is None else self._by_layer.means(layers, found[TERM])
         )

@@ -23,13 +23,16 @@ from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
 from alignkd.student_train.objective.attention.row_reference import RowReferences
 from alignkd.student_train.objective.centres import Centres
+from alignkd.student_train.objective.preference.settings import PreferenceInputs
 from alignkd.student_train.objective.vision.pairs import VisionPairs
 from alignkd.student_train.objective.vision.settings import VisionSettings
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Head, ModelConfig
 from alignkd.vlm.hardware.transfers import to_device
 
-Preset = Literal["paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "em_kd", "mcd"]
+Preset = Literal[
+    "paper", "supervised", "taid", "llava_kd", "compodistill", "llava_mod", "llava_mod_preference", "em_kd", "mcd"
+]
 Target = Literal[
     "attention",
     "vision_top",
@@ -40,6 +43,7 @@ Target = Literal[
     "state_norms",
     "vision_text_affinity",
     "counterfactual",
+    "preference",
 ]
 
 
@@ -95,6 +99,7 @@ class ForwardPass:
         attention_chunk_bytes: largest size of one float32 copy of the attention rows that are computed at a time.
         fixed_heads: the mixture of the teacher's heads where no adapter is trained.
         references: of the weights of attention rows; None: all rows count alike.
+        preference: what the term on pairs of answers needs; None if it has no weight.
         second: what the terms on counterfactual targets need; None if no such term has a weight.
         heads: both output heads.
         vision: settings of the terms on states.
@@ -113,6 +118,7 @@ class ForwardPass:
     fixed_heads: FixedHeads | None = None
     references: RowReferences | None = None
     second: SecondPasses | None = None
+    preference: PreferenceInputs | None = None
     heads: Heads | None = None
     vision: VisionSettings | None = None
     vision_pairs: VisionPairs | None = None
@@ -156,6 +162,7 @@ class HeadInputs:
         divergence, temperature: settings of the logit loss.
         step_values: numbers that change from step to step and that the divergence reads by name.
         groups: sizes of the groups of positions that the divergence compares with one another; see `FullRows`.
+        kept_N: bool, positions at which the terms have elements; None: everywhere.
         label_factors_N: float32, multiplies the cross-entropy at each position; None: 1 everywhere.
         logit_factors_N: float32, multiplies the logit loss at each position; None: 1 everywhere.
     """
@@ -170,6 +177,7 @@ class HeadInputs:
     groups: tuple[int, ...] = ()
     label_factors_N: Tensor | None = None
     logit_factors_N: Tensor | None = None
+    kept_N: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +199,8 @@ class Term:
             these shapes, with the attention compared in this way. The total is divided by their sum over the global
             batch.
         on_logits: for a sum over supervised positions that needs the student's logits: gives the function that is
-            called with one chunk of positions at a time and returns the value at each [n].
+            called with one chunk of positions at a time and returns the value at each [n]. Rejected answers of
+            preference pairs are left out of the sum and of its count.
     """
 
     meaning: str

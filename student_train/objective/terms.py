@@ -10,6 +10,8 @@ from alignkd.student_train.objective.counterfactual_terms import (
 )
 from alignkd.student_train.objective.logits.logit_terms import label_term, logit_term
 from alignkd.student_train.objective.norm_direction_term import nd_elements, nd_term
+from alignkd.student_train.objective.preference.settings import PREFERENCE
+from alignkd.student_train.objective.preference.term import preference_elements, preference_term
 from alignkd.student_train.objective.term import Preset, Term
 from alignkd.student_train.objective.vision.em_kd_terms import vlad_elements, vlad_term, vsd_elements, vsd_term
 from alignkd.student_train.objective.vision.embedding_terms import (
@@ -123,6 +125,13 @@ TERMS: dict[str, Term] = {
         positional=True,
         compute=keep_term,
         elements=counterfactual_elements,
+    ),
+    PREFERENCE: Term(
+        meaning="weight of the loss on pairs of a chosen and a rejected answer; `train.preference` names the loss.",
+        weight=0.0,
+        target="preference",
+        compute=preference_term,
+        elements=preference_elements,
     ),
 }
 

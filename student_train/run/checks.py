@@ -21,12 +21,13 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
     Raises:
         InputError: the student's tokenizer gives other ids for a probe text than the teacher's.
         StoreError: tokenizer, template or image pre-processing differ.
-        TrainError: vocabulary, sample length or logits do not fit.
+        TrainError: vocabulary, sample length, layers or logits do not fit.
     """
     if (probe := reader.manifest.fingerprint.get("tokenizer_probe")) is not None:
         same = same_vision_tokens(reader, preparation)
         preparation.check_probe(json.loads(probe), f"the store {reader.path}", image_tokens=same)
     _check_vision_tokens(reader, preparation, losses)
+    _check_relations(student, losses)
     _check_fingerprint(reader, preparation, losses)
     _check_sizes(reader, preparation, student)
     logits = reader.manifest.codecs.logits
@@ -101,6 +102,23 @@ def _check_known_vision_tokens(reader: StoreReader, preparation: Preparation) ->
             f"store {reader.path}: {_vision_tokens(reader, preparation)}, so losses.vision_matching 'hungarian' cannot "
             f"know how many pairs there are; take a student {_like_the_teacher(preparation)}, or set losses.vsd and "
             "losses.vlad to 0 and leave losses.vision_matching out"
+        )
+
+
+def _check_relations(student: ModelConfig, losses: LossConfig) -> None:
+    """The student must have the layer that is compared, and pairs of vision tokens."""
+    if "relation" not in losses.weights:
+        return
+    layer = losses.relations_layer
+    if layer is not None and layer >= student.num_layers:
+        raise TrainError(
+            f"losses.relations_layer is {layer}, but the student has {student.num_layers} decoder layers, 0 to "
+            f"{student.num_layers - 1}; choose one of them"
+        )
+    if student.vision_tokens == 1:
+        raise TrainError(
+            f"losses.relation is {losses.weights['relation']}, but an image is one vision token of this student, so "
+            "there is no pair; set it to 0"
         )
 
 

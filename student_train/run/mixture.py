@@ -12,6 +12,7 @@ from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
 from alignkd.storage.tools.select.selection import Selection
 from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_of
+from alignkd.student_train.data.pairs import not_drawn
 from alignkd.student_train.data.sources import shown_names, sources_of
 from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
@@ -175,7 +176,8 @@ def mixture_of(job: TrainJob) -> Mixture:
     readers = [StoreReader(store.path) for store in job.stores]
     held_out = held_out_of(readers, job.train.validation.share if job.train.validation else None)
     weights = job.train.domain_weights
-    return Mixture.of(job.stores, readers, job.source_weights, held_out=held_out, domain_weights=weights)
+    unpaired = not_drawn(readers, held_out, in_pairs=job.train.in_pairs)
+    return Mixture.of(job.stores, readers, job.source_weights, held_out=unpaired, domain_weights=weights)
 
 
 def _with_starts(readers: Sequence[StoreReader]) -> Iterator[tuple[StoreReader, int]]:

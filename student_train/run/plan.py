@@ -17,6 +17,7 @@ from alignkd.student_train.data.division import Division, Divisions
 from alignkd.student_train.data.domains.order import DomainOrder
 from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
+from alignkd.student_train.data.pairs import PairedOrder, not_drawn
 from alignkd.student_train.data.sample_kinds import SampleKinds
 from alignkd.student_train.data.sources import Sources
 from alignkd.student_train.data.stem_targets import StemLookup
@@ -24,6 +25,7 @@ from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.schedule import Schedule
+from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.objective.attention.layer_map import compared_layers
@@ -234,8 +236,11 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     samples = open_samples(job, student)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
+    if job.train.in_pairs:
+        _check_has_pairs(samples, job.train)
+    unpaired = not_drawn(samples.readers, held_out, in_pairs=job.train.in_pairs)
     mixture = Mixture.of(
-        stores, samples.readers, job.source_weights, held_out=held_out, domain_weights=job.train.domain_weights
+        stores, samples.readers, job.source_weights, held_out=unpaired, domain_weights=job.train.domain_weights
     )
     job = replace(job, train=job.train.in_steps(mixture.per_pass, ranks.world_size))
     settings = deciding_settings(job, student, samples.readers, mixture, ranks)
@@ -243,6 +248,9 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         settings |= extension.settings
         check_can_be_extended(extension, job.train, settings)
     order = mixture.order(job.train.seed, job.train.global_batch_size(ranks.world_size))
+    pairs = samples.pairs if job.train.in_pairs else None
+    if pairs is not None:
+        order = PairedOrder(order, pairs)
     return RunPlan(
         job=job,
         requested_epochs=epochs,
@@ -251,7 +259,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         samples=samples,
         mixture=mixture,
         order=order,
-        divisions=Divisions(order, samples.lengths, job.train.micro_batch_limit, ranks.world_size),
+        divisions=Divisions(order, samples.lengths, job.train.micro_batch_limit, ranks.world_size, pairs),
         held_out=held_out,
         kinds=SampleKinds(samples.readers, samples.preparation.vision_tokens),
         sources=Sources.of_stores([store.shown_name for store in stores], samples.readers),
@@ -261,6 +269,15 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         attention=attention_match(samples.reader, student.config, job.train),
         group_sizes=None if losses.high_share is None else GroupSizes(samples.readers, losses.high_share),
     )
+
+
+def _check_has_pairs(samples: TrainingSet, config: TrainConfig) -> None:
+    if samples.pairs is None or not samples.pairs.has_partner.any():
+        stores = ", ".join(str(reader.path) for reader in samples.readers)
+        raise TrainError(
+            f"train.preference is {config.preference!r}, but store {stores} has no pair of a chosen and a rejected "
+            "answer; dump data with data.pairs true, or set train.preference to none and losses.preference to 0"
+        )
 
 
 def open_samples(job: TrainJob, student: Checkpoint) -> TrainingSet:
@@ -298,6 +315,7 @@ def micro_batches(
         targets={*targets_by_term(samples.reader.manifest, config.losses).values()},
         stem=stem,
         attention=attention,
+        pairs=samples.pairs,
         workers=config.data_workers,
         high_share=config.losses.high_share,
     )

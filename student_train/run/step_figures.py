@@ -8,7 +8,14 @@ from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.engine.engine import StepOutcome
 from alignkd.student_train.metrics.file import Metrics, peak_memory_mib
 from alignkd.student_train.objective.tally import StepTally
-from alignkd.student_train.output import ATTENTION_WEIGHT, BY_SOURCE, DOMAIN_WEIGHT, KIND_PREFIX, attention_of_layer
+from alignkd.student_train.output import (
+    ATTENTION_WEIGHT,
+    BY_SOURCE,
+    DOMAIN_WEIGHT,
+    KIND_PREFIX,
+    PREFERENCE_FIGURES,
+    attention_of_layer,
+)
 from alignkd.student_train.run.plan import StepPlan
 
 
@@ -35,6 +42,7 @@ def step_figures(
         "samples_seen": state.samples_seen,
         "learning_rate": step.learning_rate,
         **({} if step.attention_weight is None else {ATTENTION_WEIGHT: step.attention_weight}),
+        **({} if tally.preference is None else dict(zip(PREFERENCE_FIGURES, tally.preference, strict=True))),
         **taid,
         "grad_norm": outcome.grad_norm,
         "skipped": not outcome.applied,

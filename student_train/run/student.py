@@ -63,6 +63,7 @@ def build_student(
         attention=match,
         fixed_heads=fixed_heads(match, num_students=model.config.num_heads, num_teachers=num_heads),
         frozen_adapters=job.train.frozen_adapters,
+        preference=job.train.preference_settings,
         centres=read_centres(job.train, reader),
     )
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.counterfactual import removed_part
+from alignkd.storage.schema.targets.sequence import has_sequence_logprob
 from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
@@ -95,6 +97,9 @@ def _stem_path(reader: StoreReader, config: TrainConfig) -> Path:
 
 
 def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
+    if key == "preference":
+        _check_preference(reader, config)
+        return False
     if key == "counterfactual":
         _check_counterfactual(reader, config, term)
         return False
@@ -113,6 +118,15 @@ def _comes_from_stem(reader: StoreReader, config: TrainConfig, term: str, key: s
 def _check_counterfactual(reader: StoreReader, config: TrainConfig, term: str) -> None:
     if (problem := config.losses.problem_of_counterfactual(term, removed_part(reader.manifest))) is not None:
         raise TrainError(f"store {reader.path}: {problem}")
+
+
+def _check_preference(reader: StoreReader, config: TrainConfig) -> None:
+    if not has_sequence_logprob(reader.manifest) and Pairs.of(reader).rejected.any():
+        raise TrainError(
+            f"train.preference is {config.preference!r}, but store {reader.path} lacks sequence_logprob, the reference "
+            "of the loss, which earlier versions did not write; dump again into another path, or set train.preference "
+            "to none and losses.preference to 0"
+        )
 
 
 def _check_kept(reader: StoreReader, config: TrainConfig, key: str, target: str) -> None:

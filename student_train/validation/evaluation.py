@@ -18,6 +18,12 @@ from alignkd.student_train.data.division import Division, MicroBatchLimit
 from alignkd.student_train.data.handoff.stream import FromWorkers, closing_workers
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.objective.objective import DistilledStudent
+from alignkd.student_train.objective.preference.settings import (
+    PREFERENCE,
+    MarginSums,
+    PreferenceSettings,
+    statistics_of,
+)
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.validation.samples import Prepared, Unusable, ValidationSamples
 
@@ -32,6 +38,7 @@ class Evaluation:
         samples: samples that were used.
         unusable: those that were not.
         seconds: duration on this rank.
+        preference: see `StepTally`.
     """
 
     means: dict[str, float | None]
@@ -39,6 +46,7 @@ class Evaluation:
     samples: int
     unusable: tuple[Unusable, ...]
     seconds: float
+    preference: tuple[float, float] | None = None
 
 
 def evaluate(
@@ -63,13 +71,13 @@ def evaluate(
         TrainError: a sample of a store cannot be used, or a worker was killed.
     """
     began = perf_counter()
-    division = Division(samples.positions, samples.lengths, limit, ranks.world_size)
+    division = Division(samples.positions, samples.lengths, limit, ranks.world_size, samples.starts)
     mine = division.of_rank(ranks.rank)
     # The workers share this process's memory, of which nothing is written until they have ended.
     prepared: Iterator[Prepared] = (
         FromWorkers(samples.prepare, mine, workers) if workers else map(samples.prepare, mine)
     )
-    sums = _Sums(samples.losses, ranks.device)
+    sums = _Sums(samples.losses, ranks.device, student.preference)
     with closing_workers(prepared), _evaluating(student, samples), _bar(samples.positions, ranks) as bar:
         for part, size in zip(prepared, division.sizes, strict=True):
             # every rank takes part in every pass, also one without a sample of its own
@@ -84,8 +92,10 @@ def evaluate(
 class _Sums:
     """Sums of the terms over the batches of this rank; totals stay on the device."""
 
-    def __init__(self, losses: LossConfig, device: torch.device) -> None:
-        self.weights = losses.weights
+    def __init__(self, losses: LossConfig, device: torch.device, preference: PreferenceSettings | None) -> None:
+        self.weights, self._preference = losses.weights, preference
+        self._ratios: list[Tensor] = []
+        self._margins = MarginSums()
         self.totals: dict[str, Tensor] = {
             name: torch.zeros((), dtype=torch.float64, device=device) for name in self.weights
         }
@@ -101,13 +111,18 @@ class _Sums:
         for name, term in student(part.batch.to(device)).items():
             self.totals[name] += term.total.double()
             self.counts[name] += int(term.count)
+            if term.ratios_G2 is not None:
+                self._ratios.append(term.ratios_G2)
+                self._margins.add(term.ratios_G2)
         self.samples += len(part.batch.sequences.input_ids_BL)
 
     def gathered(self, ranks: Ranks, began: float) -> Evaluation:
         """The figures of all ranks together."""
         names = list(self.weights)
+        if self._preference is not None and self._preference.needs_statistics and PREFERENCE in self.weights:
+            self.totals[PREFERENCE] = self._preference_total(self._preference, ranks)
         own = [*(float(self.totals[name]) for name in names), *(float(self.counts[name]) for name in names)]
-        *sums, samples = ranks.sum([*own, float(self.samples)])
+        *sums, margin, above, pairs, samples = ranks.sum([*own, *self._margins.totals(), float(self.samples)])
         means = {
             name: total / count if count else None
             for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)
@@ -118,15 +133,21 @@ class _Sums:
             samples=int(samples),
             unusable=tuple(chain.from_iterable(ranks.from_all(self.unusable))),
             seconds=perf_counter() - began,
+            preference=MarginSums.means([margin, above, pairs]),
         )
+
+    def _preference_total(self, settings: PreferenceSettings, ranks: Ranks) -> Tensor:
+        """The loss of this rank's pairs with the means over all samples, which are known now."""
+        ratios_G2 = torch.cat([torch.zeros((0, 2), dtype=torch.float64, device=ranks.device), *self._ratios])
+        return settings.of_ratios(ratios_G2, statistics_of(ratios_G2, settings, ranks.sum).means_for(ratios_G2)).total
 
 
 @contextmanager
 def _evaluating(student: DistilledStudent, samples: ValidationSamples) -> Iterator[None]:
     """The student without gradients and in evaluation mode, with the terms of these samples."""
     modes = [(module, module.training) for module in student.modules()]
-    losses, stem = student.losses, student.stem
-    student.losses = samples.losses
+    losses, stem, statistics = student.losses, student.stem, student.statistics
+    student.losses, student.statistics = samples.losses, None
     if not samples.has_targets:
         student.stem = None
     student.eval()
@@ -134,7 +155,7 @@ def _evaluating(student: DistilledStudent, samples: ValidationSamples) -> Iterat
         with torch.no_grad():
             yield
     finally:
-        student.losses, student.stem = losses, stem
+        student.losses, student.stem, student.statistics = losses, stem, statistics
         for module, training in modes:
             module.training = training
 

@@ -16,6 +16,7 @@ from alignkd.student_train.data.collate import collate_inputs
 from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.held_out import fixed_subset
 from alignkd.student_train.data.loader import load_batch
+from alignkd.student_train.data.pairs import paired_list, unit_starts
 from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
@@ -67,6 +68,7 @@ class ValidationSamples:
         lengths: embedded tokens of each of them, int64; the most that they may have if they are not known.
         prepare: makes a batch of the samples at some positions; raises TrainError.
         has_targets: whether the teacher's targets are there.
+        starts: see `Division`; None: every sample is one unit.
     """
 
     described: str
@@ -76,6 +78,7 @@ class ValidationSamples:
     lengths: NDArray[np.int64]
     prepare: Callable[[NDArray[np.int64]], Prepared] = field(repr=False)
     has_targets: bool = True
+    starts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -147,7 +150,11 @@ def _stored(
         targets={*targets_by_term(samples.reader.manifest, losses).values()},
         stem=stem_lookup(samples.reader, plan.config),
         attention=chosen_attention(samples.reader, plan.attention),
+        pairs=samples.pairs,
     )
+    pairs = samples.pairs if plan.config.in_pairs else None
+    if pairs is not None:
+        positions = paired_list(positions, pairs)
     return ValidationSamples(
         described=described,
         identity=identity,
@@ -155,6 +162,7 @@ def _stored(
         positions=positions,
         lengths=samples.lengths[positions],
         prepare=lambda chosen: Prepared(batch=load(chosen) if len(chosen) else None),
+        starts=None if pairs is None else unit_starts(positions, pairs),
     )
 
 

@@ -10,7 +10,7 @@ from alignkd.student_train.engine.engine import Engine
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import ValidationOutcome
 from alignkd.student_train.metrics.log import RunLog
-from alignkd.student_train.output import checkpoints_folder
+from alignkd.student_train.output import PREFERENCE_FIGURES, checkpoints_folder
 from alignkd.student_train.run.plan import RunPlan
 from alignkd.student_train.run.start import Start
 from alignkd.student_train.validation.evaluation import Evaluation, evaluate
@@ -213,6 +213,7 @@ def _line(step: int, found: Evaluation, state: ValidationState, *, has_targets: 
         "step": step,
         "loss": found.loss,
         **found.means,
+        **({} if found.preference is None else dict(zip(PREFERENCE_FIGURES, found.preference, strict=True))),
         "samples": found.samples,
         **({} if has_targets else {"unusable": len(found.unusable)}),
         "seconds": found.seconds,

@@ -125,6 +125,21 @@ def test_losses_by_layer_wait_once_in_a_step(
     assert [(wait.reason, count) for wait, count in waits.items()] == [("tolist", STEPS)]
 
 
+def test_pairs_of_answers_wait_for_their_means_and_figures(
+    jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kto_pair` in two micro-batches: two rounds of numbers of the pass before the step, and the figures after it."""
+    here = jobs.train_job("pairs", "pairs-on-cpu")
+    train(here)
+    job = jobs.train_job("pairs", "pairs-on-device")
+    train_on_device(job, monkeypatch)
+    assert_close(figures(job.train.output), figures(here.train.output))
+    waits = [wait for wait in LOG.waits if wait.place.file.endswith("preference/settings.py")]
+    assert {(wait.place.function, wait.reason) for wait in waits} == {("statistics_of", "tolist"), ("totals", "tolist")}
+    assert sum(LOG.waits[wait] for wait in waits) == 3 * STEPS
+    assert not [wait for wait in LOG.waits if wait.place.file.endswith("preference/term.py")]
+
+
 def test_the_figures_of_taid_take_no_wait_of_their_own(
     jobs: GoldenJobs, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

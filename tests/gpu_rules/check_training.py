@@ -31,7 +31,7 @@ CASES = [
     ("compact", "float32", TEXT),
     ("stem", "float32", SEVERAL),
     ("stem", "float32", TEXT),
-    ("topk_means", "float32", SEVERAL),
+    *((kind, "float32", SEVERAL) for kind in ("topk_means", "filtered")),
     ("stem_layers", "float32", SEVERAL),
     ("counterfactual", "float32", SEVERAL),
     ("counterfactual", "float32", TEXT),

@@ -7,16 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pretend_device import move, register
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.tools.centres import class_means
 from alignkd.student_train import trainer
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.pairs import pairs_in_batch
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
@@ -43,9 +46,11 @@ STORES: dict[str, dict[str, Any]] = {
         "attention": {"layers": [0, 2, 3], "pairs": "all"},
     },
     "topk_means": {"logits": {"kind": "topk"}, "attention": {"layers": "0%-100%", "heads": {"groups": 2}}},
+    "filtered": {"attention": {"layers": "0%-100%", "pairs": "all", "heads": "mean", "codec": "float16"}},
     "stem_layers": {"profile": "stem", "attention": {"layers": [0, 1]}},
     "counterfactual": {"profile": "compact", "counterfactual": {"remove": "focus"}},
     "blank": {"profile": "compact", "counterfactual": {"remove": "image"}},
+    "pairs": {"profile": "exact"},
     "states": {
         "profile": "compact",
         "vision_states": "bfloat16",
@@ -66,9 +71,11 @@ LOSSES: dict[str, dict[str, Any]] = {
         "attention_heads": "grouped",
     },
     "topk_means": {"attention_layers": "0%-100%", "attention_form": "cosine", "attention_heads": "mean"},
+    "filtered": {"attention_layers": "0%-100%", "attention_form": "filtered_cosine", "attention_heads": "mean"},
     "stem_layers": {"attention_layers": {0: 1, 1: 0}},
     "counterfactual": {"effect": 1.0, "keep": 1.0},
     "blank": {"effect": 1.0, "logit_groups": "visual_advantage"},
+    "pairs": {"preference": 1.0},
     "states": {"relation": 1.0, "visual_logit": 1.0, "nd": 1.0},
     "layer_relations": {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 2},
     "stem_relations": {"relation": 1.0, "relations_of": "projector"},
@@ -93,13 +100,15 @@ class GoldenJobs:
         self.samples = [*json.loads((GOLDEN / "v1.json").read_text()), TWO_IMAGES]
         self.data = folder / "data.json"
         self.data.write_text(json.dumps(self.samples))
+        self.pairs = folder / "pairs.json"
+        self.pairs.write_text(json.dumps([_pair(sample) for sample in self.samples]))
         self.store = cache(self._store)
         self.centres = cache(self._centres)
 
     def dump_job(self, kind: str, device: str) -> DumpJob:
         """A teacher pass; that of `compact` begins with the teacher's checks, whose verdict is ignored."""
         return DumpJob(
-            data=(DataSet(path=self.data, images=IMAGES),),
+            data=(DataSet(path=self.pairs if kind == "pairs" else self.data, images=IMAGES, pairs=kind == "pairs"),),
             template="v1",
             max_tokens=2048,
             teacher=TeacherConfig(
@@ -118,6 +127,8 @@ class GoldenJobs:
         dtype, losses = settings.pop("dtype", "float32"), {"losses": settings.pop("losses", LOSSES.get(kind, {}))}
         if "nd" in losses["losses"]:
             settings["centres"] = self.centres()
+        if kind == "pairs":
+            settings = {"preference": "kto_pair", "kto_kl_gradient": True, **settings}
         given = {"steps": 2, "micro_batch": 2, "global_batch": 4, "learning_rate": 1e-3, "checkpoint_every": 1}
         return TrainJob(
             student=GOLDEN / "student",
@@ -144,15 +155,24 @@ class GoldenJobs:
 
 
 def batch_of(dataset: CachedDataset, student: ModelConfig, config: TrainConfig, ids: Sequence[str]) -> TrainBatch:
-    """A micro-batch of these samples, on the host."""
+    """A micro-batch of these samples, or of the pairs with these ids, on the host."""
     places = {sample_id: place for place, sample_id in enumerate(dataset.reader.ids)}
+    both = [[one] if one in places else [f"{one}#chosen", f"{one}#rejected"] for one in ids]
+    positions = np.array([places[one] for pair in both for one in pair])
     return collate(
-        [dataset[places[sample_id]] for sample_id in ids],
+        [dataset[place] for place in positions.tolist()],
         targets=targets_by_term(dataset.reader.manifest, config.losses).values(),
         attention_pairs=chosen_attention(dataset.reader, attention_match(dataset.reader, student, config)),
         stem=stem_lookup(dataset.reader, config),
+        pairs=pairs_in_batch(positions, Pairs.of(dataset.reader)),
         high_share=config.losses.high_share,
     )
+
+
+def _pair(sample: dict[str, Any]) -> dict[str, Any]:
+    """The sample's first question with its answer and a worse one."""
+    question, answer, *_ = sample["conversations"]
+    return {**sample, "conversations": [question], "chosen": answer, "rejected": "a dog, not " + answer["value"]}
 
 
 def train_on_device(job: TrainJob, monkeypatch: Any) -> None:

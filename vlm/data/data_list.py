@@ -100,6 +100,14 @@ def chosen(num_samples: int, share: float) -> NDArray[np.int64]:
     return np.flatnonzero(words < np.uint64(min(_WORD - 1, int(share * _WORD)))).astype(np.int64)
 
 
+def _taken(opened: DataSource, data: DataSet) -> NDArray[np.int64]:
+    """Positions of the samples that the share takes; of pairs both samples or none."""
+    if not data.pairs:
+        return chosen(len(opened), data.share)
+    pairs = chosen(len(opened) // 2, data.share)
+    return (2 * pairs[:, None] + np.arange(2)).flatten()
+
+
 class DataList:
     """The samples of several data sets, one after the other; see `alignkd.vlm.data.source.DataSource`.
 
@@ -129,7 +137,7 @@ class DataList:
             if not len(opened):
                 raise InputError(f"{data.path}: contains no conversations; give a file with at least one")
             self.reads_images &= data.images is not None or opened.holds_images
-            taken = chosen(len(opened), data.share) if data.share < 1 else None
+            taken = _taken(opened, data) if data.share < 1 else None
             count = len(opened) if taken is None else len(taken)
             if not count:
                 raise InputError(

@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from alignkd.vlm.data.formats.entry_file import EntryFile
+from alignkd.vlm.data.formats.paired import PairedFile
 from alignkd.vlm.data.formats.paths import data_files
 from alignkd.vlm.data.formats.recognise import kind_of_file, open_file
 from alignkd.vlm.data.formats.source import EntrySource
@@ -28,7 +29,8 @@ def open_data(data: DataSet, *, progress: ReadProgress | None = None) -> EntrySo
         first = {kind: path for path, kind in reversed(files.items())}
         shown = ", ".join(f"{kind}: {path.name}" for kind, path in sorted(first.items()))
         raise InputError(f"{data.path}: files of several kinds ({shown}); give a path or pattern for one")
-    return EntrySource(data, _opened(files, progress))
+    opened = _opened(files, progress)
+    return EntrySource(data, [PairedFile(file) for file in opened] if data.pairs else opened)
 
 
 def load_samples(path: Path, images: Path | None = None) -> list[Sample]:

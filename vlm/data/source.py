@@ -25,6 +25,7 @@ class DataSet:
         system: system prompt of samples that have none; None: that of the template.
         share: share of its samples that is taken, above 0 and at most 1; the choice depends on their number alone.
         answers: `missing`: questions may lack an answer, which `alignkd generate` writes.
+        pairs: every entry has a `chosen` and a `rejected` answer and is two samples, 2n and 2n + 1.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class DataSet:
     system: str | None = None
     share: float = 1.0
     answers: Answers = "given"
+    pairs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

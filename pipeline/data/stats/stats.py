@@ -38,7 +38,7 @@ class StatsJob:
     Attributes:
         conversations: data sets, each a file, a folder or a pattern, see `DataSet.path`.
         images: folder of the images; with None, only images in the data files are read.
-        roles, system, answers: see `DataSet`.
+        roles, system, answers, pairs: see `DataSet`.
         template: prompt template; None is the checkpoint's own.
         max_tokens: limits to compare.
         checkpoint: folder or hub id, whose tokenizer and number of vision tokens decide the lengths.
@@ -54,6 +54,7 @@ class StatsJob:
     roles: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     answers: Answers = "given"
+    pairs: bool = False
     template: str | None = None
     max_tokens: tuple[int, ...] = (512, 2048)
     checkpoint: str
@@ -71,7 +72,8 @@ def data_stats(job: StatsJob) -> DataStats:
         InputError: a file cannot be read, no such image folder, or an unusable checkpoint.
     """
     started = time.monotonic()
-    sets = data_sets(job.conversations, images=job.images, roles=job.roles, system=job.system, answers=job.answers)
+    reading = {"roles": job.roles, "system": job.system, "answers": job.answers, "pairs": job.pairs}
+    sets = data_sets(job.conversations, images=job.images, **reading)  # type: ignore[arg-type]  # as named above
     for data in sets:
         for file in data_files(data.path):
             kind_of_file(file)  # a wrong path is reported before the checkpoint is looked for

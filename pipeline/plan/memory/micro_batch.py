@@ -17,7 +17,7 @@ class LargestMicroBatch:
     micro-batch. The equal samples then have the sum of each maximum, which no sample needs to have.
 
     Attributes:
-        samples: `micro_batch`, or the samples of the greatest length that the budget holds.
+        samples: `micro_batch`, in pairs twice as many, or the samples of the greatest length that the budget holds.
         length: positions of each of them, padding included.
         lengths: int64, positions of every sample of the data, rising.
         order: int64, the sample of each of `lengths`.
@@ -37,10 +37,11 @@ class LargestMicroBatch:
         rising, longest = lengths[order], int(lengths.max())
         if train.token_budget is None:
             assert train.micro_batch is not None
-            counts = np.full(len(lengths), train.micro_batch)
-            return cls(samples=train.micro_batch, length=longest, lengths=rising, order=order, counts=counts)
+            samples = train.micro_batch * (2 if train.in_pairs else 1)
+            counts = np.full(len(lengths), samples)
+            return cls(samples=samples, length=longest, lengths=rising, order=order, counts=counts)
         counts = np.maximum(1, train.token_budget // np.maximum(rising, 1))
-        most = max(1, step_samples(train, devices) // devices)
+        most = max(1, step_samples(train, devices) // devices) * (2 if train.in_pairs else 1)
         samples = min(int(counts[-1]), most)
         padded = min(max(train.token_budget, longest), most * longest)
         return cls(samples=samples, length=-(-padded // samples), lengths=rising, order=order, counts=counts)

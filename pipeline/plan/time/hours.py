@@ -11,6 +11,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.config.stem_use import takes_from_stem
 from alignkd.pipeline.plan.disk.counterfactual import has_second_pass
 from alignkd.pipeline.plan.disk.samples import DataSize
+from alignkd.pipeline.plan.memory.micro_batch import may_accumulate
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.pipeline.plan.memory.trained import weight_gradient_share
 from alignkd.pipeline.plan.time.devices import DEVICES, Device
@@ -99,6 +100,8 @@ def training_operations(
         weight_gradients=weight_gradient_share(student, config.student.trained_config),
         **shape,
     )
+    if train.preference == "kto_pair" and may_accumulate(train, 1):  # the means over the global batch come first
+        step += forward_flops(student, **shape)
     if has_second_pass(train.losses):  # of the whole batch; the head runs again over the first pass, too
         step += training_flops(
             student,
@@ -111,7 +114,8 @@ def training_operations(
     if train.losses.needs_teacher_head:  # the heads of both models at the vision positions
         D, V = student.size.hidden_size, student.size.vocab_size
         step += (2 + 4 + 2) * D * V * shape["vision"]
-    total = step * steps * train.global_batch_size(1)
+    # a pair of answers counts as one sample of the batch
+    total = step * steps * train.global_batch_size(1) * (2 if train.in_pairs else 1)
     if train.domain_weights is not None:
         total += measured * math.ceil(steps / train.domain_weights.interval) * forward_flops(student, **shape)
     if train.validation is None or not steps:
@@ -146,7 +150,8 @@ def _of_data(
     measured = 0
     if (weights := config.train.domain_weights) is not None:
         measured = sum(weights.measured_of(round(source.num_samples * (1 - share))) for source in data.sources)
-    per_pass = max(1, round(_per_pass(config, data) * (1 - share)) - measured)
+    units = _per_pass(config, data) * (1 - share) / (2 if config.train.in_pairs else 1)
+    per_pass = max(1, round(units) - measured)
     held_out = share * data.num_records
     return training_operations(
         config, student, shape, per_pass=per_pass, held_out=held_out, stem=stem, measured=measured

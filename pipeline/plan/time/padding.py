@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.plan.disk.samples import SampleRows
 from alignkd.storage import SampleOrder
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.division import Divisions
+from alignkd.student_train.data.pairs import PairedOrder
 from alignkd.teacher_dump.bucketing import least_work_buckets
 from alignkd.teacher_dump.settings.teacher import TeacherConfig
 
@@ -16,15 +18,20 @@ from alignkd.teacher_dump.settings.teacher import TeacherConfig
 STEPS = 64
 
 
-def training_padding(train: TrainConfig, lengths: NDArray[np.int64], order: SampleOrder | None = None) -> float:
+def training_padding(
+    train: TrainConfig, lengths: NDArray[np.int64], order: SampleOrder | None = None, pairs: Pairs | None = None
+) -> float:
     """Padded / real positions of the first steps on one device.
 
     Args:
         lengths: positions of each sample.
         order: of the samples; None draws them.
+        pairs: pairs of them that are in one micro-batch; None: there are none.
     """
     order = order or SampleOrder(len(lengths), train.seed, train.global_batch_size(1))
-    divisions = Divisions(order, lengths, train.micro_batch_limit, world_size=1)
+    if pairs is not None:
+        order = PairedOrder(order, pairs)
+    divisions = Divisions(order, lengths, train.micro_batch_limit, world_size=1, pairs=pairs)
     padded = real = 0
     for step in range(STEPS if train.steps is None else min(STEPS, train.steps)):
         division = divisions.of_step(step)

@@ -39,6 +39,7 @@ class Column:
         unit: rows that are read together; a chunk holds whole units.
         squeezed: a single row is shown without its axis to readers of tars.
         needs_image: records without images do not have it.
+        chunk_bytes: largest size of an inner chunk; 0: by the size of a row.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Column:
     unit: int = 1
     squeezed: bool = False
     needs_image: bool = False
+    chunk_bytes: int = 0
 
     @property
     def variable_width(self) -> bool:
@@ -65,7 +67,7 @@ class Column:
         """Shape of an inner chunk, rows first; the last dimension is a block of columns if the width varies."""
         one_unit = self.unit > 1 or self.group in _ONE_ROW_GROUPS
         target = SMALL_CHUNK_BYTES if one_unit or self.row_bytes <= SMALL_ROW_BYTES else CHUNK_BYTES
-        units = max(1, target // max(1, self.unit * self.row_bytes))
+        units = max(1, (self.chunk_bytes or target) // max(1, self.unit * self.row_bytes))
         return (self.unit << (units.bit_length() - 1), *self.row_shape)
 
     @property

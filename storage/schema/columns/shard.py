@@ -31,6 +31,7 @@ from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.affinity import AFFINITY
 from alignkd.storage.schema.targets.attention import NAMES as ATTENTION_LAYERS
 from alignkd.storage.schema.targets.named import NamedTarget
+from alignkd.storage.schema.targets.sequence import SEQUENCE_TARGET
 
 __all__ = [
     "ATTENTION_COLUMNS",
@@ -240,4 +241,6 @@ def _columns_of_more(target: NamedTarget, manifest: Manifest) -> list[Column]:
     if target.columns is not None:
         block = _column_block(target, manifest)
         return float_columns(own, group, target.codec, (*lead, block), width_field(target))
-    return float_columns(own, group, target.codec, (*lead, *(() if target.width is None else (target.width,))))
+    columns = float_columns(own, group, target.codec, (*lead, *(() if target.width is None else (target.width,))))
+    # one number for each record: a chunk of the usual size would be filled up in all but the largest shards
+    return [replace(column, chunk_bytes=1 << 10) for column in columns] if target == SEQUENCE_TARGET else columns

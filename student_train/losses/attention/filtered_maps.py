@@ -81,15 +81,16 @@ class ColumnSums:
 
     def compared(self, samples_B: Tensor, num_samples: int) -> "ColumnCosine":
         """The cosine of each sample's columns, those of all of its blocks together."""
-        number = self.kept.clamp_min(1)
+        # in float64: 1 - cosine of similar columns would have few digits left
+        number = self.kept.clamp_min(1).double()
         return ColumnCosine(self.teacher / number, self.student / number, number, samples_B, num_samples)
 
 
 class ColumnCosine:
-    """The cosine of the column means [B, H, C] of teacher and student.
+    """The cosine of the column means [B, H, C] of teacher and student, `values_SH`, float64.
 
     Args:
-        teacher_BHC, student_BHC: the means.
+        teacher_BHC, student_BHC: the means, float64.
         number_BHC: entries of each mean, at least 1.
         samples_B: the sample of each block.
     """
@@ -118,7 +119,8 @@ class ColumnCosine:
         of_teacher_BHC = (cosine / teacher * self._teacher_BHC - factor * self._student_BHC) / self._number_BHC
 
         def summed(rows: ColumnSums) -> Tensor:
-            found: Tensor = (rows.student * of_student_BHC + rows.teacher * of_teacher_BHC).sum((1, 2))
+            of_student, of_teacher = (values.to(rows.student.dtype) for values in (of_student_BHC, of_teacher_BHC))
+            found: Tensor = (rows.student * of_student + rows.teacher * of_teacher).sum((1, 2))
             return found
 
         return summed

@@ -31,7 +31,7 @@ def chunked_map_loss(pair: RowsOfPair, inputs: RowInputs, num_samples: int, *, c
     form = _filtered if pair.form == "filtered_cosine" else _whole
     cosine_SH, has_rows_SH, linear = form(pair, passes, num_samples)
     total = passes.last(linear)
-    parts_S = (has_rows_SH.to(cosine_SH.dtype) * (1 - cosine_SH)).sum(-1)
+    parts_S = (has_rows_SH.to(cosine_SH.dtype) * (1 - cosine_SH)).sum(-1).to(total.dtype)
     compared = 1 if pair.heads.of_mean else inputs.key_BHLd.shape[1]
     return LossSum(total - total.detach() + parts_S.sum(), compared * _maps(pair.targets), parts_S)
 

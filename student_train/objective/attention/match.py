@@ -18,7 +18,7 @@ COPIES_OF_FORM: dict[AttentionForm, tuple[int, int]] = {
     "kl": (3, 4),
     "cosine": (1, 7),
     "row_cosine": (1, 9),
-    "filtered_cosine": (1, 11),
+    "filtered_cosine": (1, 8),
 }
 # forms that compare whole maps: one element for each map, and no weights of rows
 MAP_FORMS: tuple[AttentionForm, ...] = ("cosine", "filtered_cosine")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.losses.logits.advantage_groups import num_high
 
 
@@ -22,7 +23,10 @@ class GroupSizes:
     """
 
     def __init__(self, readers: Sequence[StoreReader], share: float) -> None:
-        self._all = np.concatenate([reader.num_supervised for reader in readers])
+        # losses on logits leave rejected answers out
+        self._all = np.concatenate(
+            [np.where(Pairs.of(reader).rejected, 0, reader.num_supervised) for reader in readers]
+        )
         has_image = np.concatenate([reader.has_image for reader in readers])
         numbers, places = np.unique(self._all, return_inverse=True)
         of_number = np.array([num_high(share, int(number)) for number in numbers], np.int64)

@@ -46,7 +46,8 @@ def head_terms(inputs: HeadInputs, weights: Mapping[str, float]) -> JointTerms:
             values[place], *further = values[place].unbind()
         if "logit" in found and inputs.logit_factors_N is not None:
             values[place] = values[place] * inputs.logit_factors_N[chunk]
-        return values + further
+        values += further
+        return values if inputs.kept_N is None else [value * inputs.kept_N[chunk] for value in values]
 
     return JointTerms(terms=terms_of_chunk, weights=[weights[name] for name in names], num_figures=len(figures))
 

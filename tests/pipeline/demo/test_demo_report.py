@@ -14,13 +14,12 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo.folder import DemoFolder, begin, made_once
 from alignkd.pipeline.demo.models import TEACHER, write_configs
 from alignkd.pipeline.demo.pictures.attention_maps import attention_maps, key_position
-from alignkd.pipeline.demo.recipes import ROWS, named_rows
+from alignkd.pipeline.demo.recipes import OBJECTIVES, ROWS, named_rows
 from alignkd.pipeline.demo.results.report import markdown
 from alignkd.pipeline.demo.results.table import differences, plain_table, table
 from alignkd.pipeline.demo.run_config import run_config
 from alignkd.pipeline.demo.settings import FULL, QUICK, DemoSettings
 from alignkd.pipeline.demo.world.dataset import write_dataset
-from alignkd.student_train.objective.presets import METHODS
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.vlm.data.images import read_images
 from alignkd.vlm.data.open import load_samples
@@ -95,7 +94,7 @@ def test_plain_table_has_aligned_columns() -> None:
 def test_rows_are_those_the_paper_compares() -> None:
     assert [row.name for row in named_rows(())] == ["supervised"]
     folder = DemoFolder(Path("demo"))
-    others = ROWS.keys() - METHODS.keys()
+    others = ROWS.keys() - {row.name for row in OBJECTIVES}
     configs = {row.name: run_config(folder, FULL, row, folder.student(row.name, 0)) for row in named_rows(others)}
     weights = {name: set(LossConfig(**config["train"]["losses"]).weights) for name, config in configs.items()}
     vision = {"vision_all", "vision_top"}

@@ -12,7 +12,6 @@ from alignkd.pipeline.demo.folder import DemoFolder
 from alignkd.pipeline.demo.recipes import MoreScenes
 from alignkd.pipeline.demo.run_config import write_run_config
 from alignkd.storage import StoreReader
-from alignkd.student_train.objective.presets import METHODS
 from alignkd.student_train.objective.terms import TERMS
 from alignkd.vlm.errors import InputError
 
@@ -75,11 +74,12 @@ def test_rows_of_published_methods(tmp_path: Path, small: None) -> None:
     """All of them, from one store; each computes the terms of its preset."""
     out = tmp_path / "out"
     report = demo.run_demo(out, quick=True, objectives=["all"])
-    assert list(report["students"]) == ["supervised", *METHODS]
+    assert list(report["students"]) == ["supervised", *(row.name for row in recipes.OBJECTIVES)]
     assert report["stores"].keys() == {"tqv", "objectives"}
-    for name, method in METHODS.items():
+    for row in recipes.OBJECTIVES:
+        name, weights = row.name, {"supervised": 1.0, **row.losses}
         lines = [json.loads(line) for line in (out / f"students/{name}/seed-0/metrics.jsonl").read_text().splitlines()]
-        weighted = {term for term in TERMS if method.losses.get(term)}
+        weighted = {term for term in TERMS if weights.get(term)}
         assert len(lines) == STEPS and all(weighted == TERMS.keys() & line.keys() for line in lines), name
         assert report["students"][name]["difference"] is not None
     assert "`alignkd demo --quick --objectives all`" in (out / "report.md").read_text()

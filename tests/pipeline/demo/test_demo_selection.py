@@ -1,5 +1,6 @@
 """The choice of the demo's settings: budget, rule, log, resumption, and the handwriting that it sees."""
 
+import ast
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from demo_rows.objective_grids import OBJECTIVE_GRIDS, OBJECTIVES_SETTINGS
 from demo_rows.released import why_not_released
 from demo_rows.settings import Grid, Setting
 from demo_rows.trials import SEEDS, Trial, TrialLog, chosen, every_trial, first_round, second_round
-from demo_selection import listed, select, table
+from demo_selection import chosen_changes, listed, select, table
 
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.demo import demo, recipes
@@ -57,6 +58,17 @@ def test_the_best_of_one_seed_is_chosen_when_all_have_ended() -> None:
     assert second_round(row, found) == []
     assert chosen(row, found) == (trials[-1].setting, [found[trials[-1]]])
     assert chosen(row, {trial: found[trial] for trial in trials[1:]}) is None
+
+
+def test_the_chosen_changes_are_shown(tmp_path: Path) -> None:
+    """For rows whose trials have all ended, as text that is an entry of a dictionary."""
+    log, row = TrialLog(tmp_path / "log.jsonl"), "mcd"
+    for place, trial in enumerate(first_round(row)):
+        assert chosen_changes([row], log, FULL) == []
+        log.append({"row": row, "seed": trial.seed, "config": trial.config(FULL), "accuracy": 0.1 * place})
+    (line,) = chosen_changes([row, "taid"], log, FULL)
+    changes = {"train": {"learning_rate": 0.004}, "losses": {"effect": 10.0, "keep": 10.0}}
+    assert ast.literal_eval(f"{{{line.partition('#')[0]}}}") == {row: changes}
 
 
 @pytest.mark.parametrize("row", GRIDS)

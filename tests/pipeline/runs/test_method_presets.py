@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stem_runs import dumped, trained
+from stem_runs import dumped, entry, trained
 
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.pipeline.plan.objective import objective_line, planned_objective
@@ -35,6 +35,11 @@ def test_it_sets_every_weight_and_its_settings(preset: Any) -> None:
 
 @pytest.mark.parametrize("preset", METHODS)
 def test_explicit_keys_override_it(preset: Any) -> None:
+    if METHODS[preset].pairs:
+        changed = config(preset=preset, preference="dpo", losses={"supervised": 0.25})
+        assert (changed.preference, changed.kto_kl_gradient) == ("dpo", False)
+        assert changed.losses.weights == {"supervised": 0.25, "preference": 1.0}
+        return
     losses = config(preset=preset, losses={"supervised": 0.25, "logit": 0.0}).losses
     own = {name: value for name, value in config(preset=preset).losses.weights.items() if name != "logit"}
     assert losses.weights == {**own, "supervised": 0.25}
@@ -43,12 +48,13 @@ def test_explicit_keys_override_it(preset: Any) -> None:
 
 
 @pytest.mark.parametrize("preset", METHODS)
-def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig) -> None:
+def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig, tmp_path: Path) -> None:
     """On the store that the preset names; every term that it weighs has a value."""
     store = dict(METHODS[preset].store)
     if "attention" in store:  # of this teacher the band holds fewer layers than of the student
         store["attention"] = {**store["attention"], "layers": "0%-100%"}
-    path = write("run", store=store, train={"preset": preset, "steps": 2, "losses": {}})
+    data = {"conversations": str(pairs_of_answers(tmp_path)), "pairs": True} if METHODS[preset].pairs else {}
+    path = write("run", store=store, train={"preset": preset, "steps": 2, "losses": {}}, data=data)
     dumped(path)
     lines = trained(path)
     weights = load_run_config(path, "run").train.losses.weights  # type: ignore[union-attr]
@@ -56,6 +62,21 @@ def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig) -
         assert all(math.isfinite(line[name]) for name in weights), line
         assert not {*TERMS} - {*weights} & {*line}
     assert any(line[name] for line in lines for name in weights)
+
+
+def pairs_of_answers(folder: Path) -> Path:
+    """Questions with two answers each."""
+    entries = [
+        {**entry(number, [image], "<image>\nWhat is this?", ""), "chosen": chosen, "rejected": rejected}
+        for number, (image, chosen, rejected) in enumerate(
+            [("coffee.png", "a cup of coffee", "a dog"), ("rocket.jpg", "a rocket", "a house on a hill")]
+        )
+    ]
+    for one in entries:
+        one["conversations"] = one["conversations"][:1]
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(entries))
+    return path
 
 
 @pytest.mark.parametrize("preset", [preset for preset, method in METHODS.items() if method.store])

@@ -365,6 +365,11 @@ def test_stores_of_one_run_have_the_same_kind_of_target(
             r"store.relations_of layer_1 \(it has those of last_hidden\)",
         ),
         ({"vision_relations": "float16"}, {"visual_logit": 1.0}, "dump again with store.vision_states"),
+        (
+            {"vision_relations": "float16", "relations_of": "layer_1"},
+            {"relation": 1.0, "relations_of": "layer_1", "relations_layer": 99},
+            r"losses.relations_layer is 99, but the student has \d+ decoder layers",
+        ),
     ],
 )
 def test_what_a_store_lacks(

@@ -105,5 +105,7 @@ def test_stored_values_keep_the_codecs_error_bound(dumped: Dumped, codec: str, t
     for name, record in exact.items():
         assert record.more.keys() == found[name].more.keys()
         for target, values in record.more.items():
+            if target == "sequence_logprob":
+                continue  # always float32
             difference = np.abs(as_float32(found[name].more[target]) - as_float32(values))
             assert difference.max() > 0 and (difference <= error_bound(found[name].more[target]) + 1e-6).all()

@@ -93,8 +93,8 @@ def conversation_of(entry: Mapping[str, Any], answers: Answers = "given") -> Con
         raise SampleError(f"has {first}, but also {second}; keep one question and one answer")
     if pairs:
         return _of_pair(entry, *pairs[0])
-    if answers == "missing" and (question := _question_alone(entry)) is not None:
-        asked, read = _question(entry, question)
+    if answers == "missing" and (question := question_alone(entry)) is not None:
+        asked, read = question_of(entry, question)
         empty = {answer for key, answer in PAIRS if key == question}
         return Conversation(key="", read=read | empty, turns=(asked,))
     if entry.get("conversations") is not None:
@@ -152,7 +152,7 @@ def _turns_in(number: int, element: Any, answers: Answers) -> Sequence[RawTurn]:
     if role is not None:
         return (RawTurn(role=role, content=content, keys=_without(found, (*ROLE_KEYS, *CONTENT_KEYS))),)
     if (pair := next(_pairs(found), None)) is None:
-        key = _question_alone(found, in_list=True)
+        key = question_alone(found, in_list=True)
         if answers == "given" or key is None:
             raise SampleError(no_turn(number, found) + _to_answer(found, in_list=True))
         content = _one_text(f"turn {number}: {key!r}", found[key])
@@ -187,12 +187,12 @@ def _pairs(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _of_pair(entry: Mapping[str, Any], question: str, answer: str) -> Conversation:
-    asked, read = _question(entry, question)
+    asked, read = question_of(entry, question)
     answered = RawTurn(speaker="gpt", content=_one_text(repr(answer), entry[answer]))
     return Conversation(key="", read=read | {answer}, turns=(asked, answered))
 
 
-def _question(entry: Mapping[str, Any], key: str) -> tuple[RawTurn, frozenset[str]]:
+def question_of(entry: Mapping[str, Any], key: str) -> tuple[RawTurn, frozenset[str]]:
     """The question under a key, with the second part of an instruction; and the keys of the entry that it read."""
     asked = _one_text(repr(key), entry[key])
     if key != "instruction":
@@ -204,7 +204,7 @@ def _question(entry: Mapping[str, Any], key: str) -> tuple[RawTurn, frozenset[st
     return RawTurn(speaker="human", content=asked), ENTRY_KEYS | {key, _INPUT}
 
 
-def _question_alone(entry: Mapping[str, Any], *, in_list: bool = False) -> str | None:
+def question_alone(entry: Mapping[str, Any], *, in_list: bool = False) -> str | None:
     """The key of the one question that stands without its answer; None if there is none, or several.
 
     Args:
@@ -221,7 +221,7 @@ def _question_alone(entry: Mapping[str, Any], *, in_list: bool = False) -> str |
 
 def _to_answer(entry: Mapping[str, Any], *, in_list: bool = False) -> str:
     """The end of a message about an entry that has a question only; empty for others."""
-    key = _question_alone(entry, in_list=in_list)
+    key = question_alone(entry, in_list=in_list)
     return "" if key is None else f"; {key!r} has no answer: give it one, {OR_GENERATE}"
 
 

@@ -26,7 +26,10 @@ _VIDEO = ("names a video", "save frames as image files under 'image', or remove 
 _FRAMES = ("names frames of a video", "put their paths under 'image'")
 _AUDIO = ("names a recording", "remove the sample")
 _TOOLS = ("describes tools", "remove the sample, or the key")
-_PREFERENCE = ("is an answer of preference data", "write the wanted answer as the last gpt turn and remove the key")
+_PREFERENCE = (
+    "is an answer of preference data",
+    "set data.pairs to true, or write the wanted answer as the last gpt turn and remove the key",
+)
 _OTHER_TURNS = ("is a conversation", "keep this one or 'conversations'")
 _REASONING = ("is a part of the answer", "put it into 'value', or remove the key")
 _WEIGHT = (

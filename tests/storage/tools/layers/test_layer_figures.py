@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from alignkd.storage.tools.layers.figures import LayerFigures, scan_layers
 from alignkd.storage.tools.layers.rows import distributions, entropy, image_blocks, sharpness, surprise
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "attention_rows"
+GOLDEN = Path(__file__).parents[3] / "golden" / "objectives" / "attention_rows"
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])

@@ -1,0 +1,1 @@
+"""The loss on pairs of a chosen and a rejected answer."""

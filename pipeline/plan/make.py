@@ -85,8 +85,11 @@ def make_plan(
 
     Raises:
         InputError: unusable data, checkpoint or options.
+        TrainError: the global batch cannot be divided among the devices.
     """
     assert config.teacher is not None
+    if config.train is not None:
+        config.train.global_batch_size(options.devices)  # refused by the training, too
     samples = None if options.samples is not None else DataList(_readable(config), progress=ReadingBar())
     holds_images = samples is not None and samples.holds_images
     store_config = config.store.with_inputs(holds_images=holds_images, where=config.data[0].conversations)

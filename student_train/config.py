@@ -175,7 +175,7 @@ class TrainConfig(Settings):
     adapter_init: AdapterInit = "pytorch"
     preset: Preset | None = None
     losses: LossConfig = LossConfig()
-    preference: PreferenceLoss | Literal["none"] = "none"
+    preference: Literal[PreferenceLoss, "none"] = "none"
     preference_beta: Amount = 0.1
     preference_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     kto_kl_gradient: bool = False

@@ -319,3 +319,8 @@ def test_sizes_are_read_as_they_are_written(number: int, prefix: str, binary: bo
 
 
 CONTEXT, PARAMETER = click.Context(main), click.Option(["--size"])
+
+
+def test_more_samples_than_a_store_has(write_config: WriteConfig) -> None:
+    line = refused(write_config(), "--samples", "1000000000000", "--mean-tokens", "240")
+    assert "--samples is 1000000000000, but a store has at most 134217728 samples; give fewer" in line

@@ -8,6 +8,7 @@ from alignkd.pipeline.config.stem_use import available_layers, targets_from_stem
 from alignkd.student_train.objective.attention.layer_map import layer_pairs
 from alignkd.student_train.objective.settings import MATCHED
 from alignkd.student_train.objective.terms import TERMS
+from alignkd.student_train.run.checks import check_relations
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.inputs.examples import Preparation
@@ -112,7 +113,8 @@ def check_pair(config: RunConfig) -> None:
 
     Raises:
         InputError: a loss of the configuration cannot be computed, or a checkpoint is unusable.
-        TrainError: layers whose attention is compared do not exist or are neither dumped nor given by the stem.
+        TrainError: layers whose attention is compared do not exist or are neither dumped nor given by the stem; or the
+            student lacks the layer whose relations are compared.
     """
     assert config.teacher is not None and config.student is not None and config.train is not None
     teacher, student = (
@@ -126,6 +128,7 @@ def check_pair(config: RunConfig) -> None:
             f"student {student.name}, teacher {teacher.name}: {pair.verdict} (`alignkd models --pair TEACHER STUDENT` "
             "shows both values)"
         )
+    check_relations(student.config, config.train.losses)
     losses, available = config.train.losses, available_layers(config, teacher.config)
     if "attention" in losses.weights and available is not None:
         of_depth = "attention" in targets_from_stem(config.train, config.store) and isinstance(

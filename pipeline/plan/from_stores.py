@@ -143,10 +143,12 @@ def training_plan(
 
     Raises:
         StoreError: a store does not exist yet, or is damaged.
-        TrainError: the stores do not fit together, or a loss has no target.
+        TrainError: the stores do not fit together, a loss has no target, or the global batch cannot be divided among
+            the devices.
     """
     assert config.train is not None
     job, train = config.train_job(), config.train
+    train.global_batch_size(options.devices)  # refused by the training, too
     shapes: dict[EvaluatedModel, ModelShapes] = {"student": student}
     if teacher is not None:
         shapes["teacher"] = teacher

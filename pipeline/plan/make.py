@@ -44,6 +44,7 @@ from alignkd.pipeline.plan.time.padding import dump_padding, training_padding
 from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
+from alignkd.storage.schema.sources import MAX_SAMPLES
 from alignkd.student_train.run.unused import unused_line, unused_targets
 from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
@@ -85,8 +86,13 @@ def make_plan(
 
     Raises:
         InputError: unusable data, checkpoint or options.
+        TrainError: the global batch cannot be divided among the devices.
     """
     assert config.teacher is not None
+    if config.train is not None:
+        config.train.global_batch_size(options.devices)  # refused by the training, too
+    if options.samples is not None and options.samples > MAX_SAMPLES:
+        raise InputError(f"--samples is {options.samples}, but a store has at most {MAX_SAMPLES} samples; give fewer")
     samples = None if options.samples is not None else _opened(config)
     holds_images = samples is not None and samples.holds_images
     store_config = config.store.with_inputs(holds_images=holds_images, where=config.data[0].conversations)

@@ -115,6 +115,7 @@ def _run_stage(
         return {LAST: {"already_finished": True, **finished}}
     check_output(output)
     _check_validation_data(stage.config)
+    _check_centres(stage.config)
     _check_tower_for_stem(stage.config)
     config = _config_of(path, stage)
     phases = {
@@ -165,6 +166,20 @@ def _check_validation_data(config: RunConfig) -> None:
     validation = None if config.train is None else config.train.validation
     if validation is not None and validation.data is not None:
         open_data(validation.data.data_set(config.data[0].images if len(config.data) == 1 else None))
+
+
+def _check_centres(config: RunConfig) -> None:
+    """Refuse class means that are not there, before the teacher runs.
+
+    Raises:
+        InputError: no such file.
+    """
+    centres = None if config.train is None else config.train.centres
+    if centres is not None and not centres.is_file():
+        raise InputError(
+            f"train.centres {centres}: not a file; write it by `alignkd shards centres STORE --out {centres}` from a "
+            "store of this teacher with logits 'hidden'"
+        )
 
 
 def _check_tower_for_stem(config: RunConfig) -> None:

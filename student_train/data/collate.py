@@ -100,7 +100,7 @@ def collate(
         affinity=_affinity(examples, records, sequences) if AFFINITY in targets and with_image else None,
         vision_relations_R=_relations(with_image) if "vision_relations" in targets and with_image else None,
         state_norms_N=_further(records, STATE_NORMS) if "state_norms" in targets else None,
-        counterfactual=_counterfactual(records) if "counterfactual" in targets and with_image else None,
+        counterfactual=_counterfactual(records, pairs) if "counterfactual" in targets else None,
         stem=_stem_inputs(examples, sequences, stem, attention, wanted) if stem and with_image else None,
         rejected_N=rejected_N,
         num_rejected=0 if rejected_N is None else int(rejected_N.sum()),
@@ -304,19 +304,25 @@ def _affinity(examples: Sequence[Example], records: Sequence[Record], sequences:
     )
 
 
-def _counterfactual(records: Sequence[Record]) -> CounterfactualTargets:
-    """Both passes of the samples with images, of which there is at least one."""
+def _counterfactual(records: Sequence[Record], pairs: BatchPairs | None) -> CounterfactualTargets | None:
+    """Both passes of the samples with images and without a rejected answer; None if there is no such sample."""
+    rejected_B = np.zeros(len(records), np.bool_) if pairs is None else pairs.rejected_B
+    compared = [record.has_image and not rejected for record, rejected in zip(records, rejected_B, strict=True)]
+    if not any(compared):
+        return None
     counts = [len(record.supervised_positions) for record in records]
     starts = itertools.accumulate(counts, initial=0)
     places = [
         np.arange(start, start + count)
-        for start, count, record in zip(starts, counts, records, strict=False)
-        if record.has_image
+        for start, count, is_compared in zip(starts, counts, compared, strict=False)
+        if is_compared
     ]
-    more = [record.more for record in records if record.has_image]
+    more = [record.more for record, is_compared in zip(records, compared, strict=True) if is_compared]
     full, removed = (logit_targets([found[name] for found in more]) for name in (FULL, REMOVED))  # type: ignore[misc]
     assert isinstance(full, TruncatedTargets) and isinstance(removed, TruncatedTargets)
-    evidence = [as_float32(found[EVIDENCE]) > 0 for found in more if EVIDENCE in found]  # type: ignore[arg-type]
+    # of all samples with images: the further pass runs over the whole batch
+    shown = [record.more for record in records if record.has_image]
+    evidence = [as_float32(found[EVIDENCE]) > 0 for found in shown if EVIDENCE in found]  # type: ignore[arg-type]
     return CounterfactualTargets(
         places_M=_joined(places),
         full=full,

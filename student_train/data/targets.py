@@ -175,7 +175,7 @@ class FullTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class CounterfactualTargets:
-    """The teacher's two passes at the M supervised positions of the samples with images.
+    """The teacher's two passes at the M supervised positions of the samples that have images and no rejected answer.
 
     Attributes:
         places_M: int64, which of the batch's N supervised positions they are.

@@ -4,7 +4,8 @@ Each term needs a pass of its own. Where both have a weight, a training step com
 chance from seed and step, and counts it twice: the expected gradient is that of both. Every rank and a resumed run draw
 the same. Validation computes both.
 
-Shapes: M supervised positions of the batch's samples with images, D the student's hidden size, B samples, V vocabulary.
+Shapes: M supervised positions of the batch's samples that have images and no rejected answer, D the student's hidden
+size, B samples, V vocabulary.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage import StoreReader
+from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.losses.counterfactual import effect_loss, keep_loss
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
@@ -95,8 +97,8 @@ def keep_term(forward: ForwardPass) -> LossSum:
 
 
 def counterfactual_elements(reader: StoreReader, student: ModelConfig, attention: AttentionMatch) -> NDArray[np.int64]:
-    """Supervised positions of each sample that has images."""
-    return np.where(reader.has_image, reader.num_supervised, 0)
+    """Supervised positions of each sample that has images, but for rejected answers of preference pairs."""
+    return np.where(reader.has_image & ~Pairs.of(reader).rejected, reader.num_supervised, 0)
 
 
 def _fused(forward: ForwardPass, states_RD: Tensor, term: HeadTerm, *, rows: int) -> LossSum:

@@ -73,7 +73,7 @@ class SecondPasses:
         num_tokens: see `HeadInputs`.
         chunk_bytes: see `fused_head_losses`.
         factor: by which a term is multiplied: 2 if one of two was drawn.
-        states_MD: hidden states at the M supervised positions of samples with images, by term; a term that was not
+        states_MD: hidden states at the M supervised positions of `CounterfactualTargets`, by term; a term that was not
             drawn has none.
     """
 

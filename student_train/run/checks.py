@@ -27,7 +27,7 @@ def check_store_fits(reader: StoreReader, preparation: Preparation, student: Mod
         same = same_vision_tokens(reader, preparation)
         preparation.check_probe(json.loads(probe), f"the store {reader.path}", image_tokens=same)
     _check_vision_tokens(reader, preparation, losses)
-    _check_relations(student, losses)
+    check_relations(student, losses)
     _check_fingerprint(reader, preparation, losses)
     _check_sizes(reader, preparation, student)
     logits = reader.manifest.codecs.logits
@@ -105,8 +105,12 @@ def _check_known_vision_tokens(reader: StoreReader, preparation: Preparation) ->
         )
 
 
-def _check_relations(student: ModelConfig, losses: LossConfig) -> None:
-    """The student must have the layer that is compared, and pairs of vision tokens."""
+def check_relations(student: ModelConfig, losses: LossConfig) -> None:
+    """The student must have the layer that is compared, and pairs of vision tokens.
+
+    Raises:
+        TrainError: it has not, and the loss `relation` has a weight.
+    """
     if "relation" not in losses.weights:
         return
     layer = losses.relations_layer

@@ -22,6 +22,9 @@ from alignkd.student_train.run.portions.lists import left_out, read_lists
 from alignkd.student_train.run.portions.portion import Portion
 from alignkd.student_train.stores import TrainStore, store_weights
 
+# the samples of an interval of domain weights are in memory together, some 40 bytes each
+MOST_DRAWN = 1 << 24
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixture:
@@ -109,8 +112,19 @@ class Mixture:
         return all(portion.part.weight == 1.0 for portion in self.portions)
 
     def order(self, seed: int, global_batch: int) -> SampleOrder:
-        """The order of the run's samples; with domain weights a `DomainOrder`, whose weights are still to be added."""
+        """The order of the run's samples; with domain weights a `DomainOrder`, whose weights are still to be added.
+
+        Raises:
+            TrainError: an interval of domain weights has more samples than fit into memory.
+        """
         if self.domain_weights is not None:
+            interval = self.domain_weights.interval
+            if (drawn := interval * global_batch) > MOST_DRAWN:
+                raise TrainError(
+                    f"train.domain_weights.interval is {interval} and the global batch {global_batch}: {drawn} samples "
+                    f"would be drawn at once, at most {MOST_DRAWN} are; lower interval to at most "
+                    f"{max(1, MOST_DRAWN // global_batch)}"
+                )
             domains = [portion.part.positions for portion in self.portions]
             return DomainOrder(domains, seed, global_batch, self.domain_weights.interval)
         # samples that are seen once per pass need no part of their own

@@ -109,7 +109,7 @@ def test_other_image_tokens_leave_the_logits(folders: dict[str, Path], tmp_path:
     (settings.get("image_processor") or settings)["do_image_splitting"] = False
     path.write_text(json.dumps(settings))
     found = shown("--pair", folders["smolvlm"], student)
-    assert set(found["losses"]) == {"supervised", "logit", "nd"} and "losses only" in found["verdict"]
+    assert set(found["losses"]) == {"supervised", "logit", "nd", "preference"} and "losses only" in found["verdict"]
 
 
 def test_a_pair_of_two_families_does_not_fit(folders: dict[str, Path]) -> None:

@@ -303,6 +303,8 @@ def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path
     assert "none.json" in refused(gone)
     assert "--samples needs --mean-tokens" in refused(gone, "--samples", "10")
     assert "device is 'tpu', expected one of" in refused(write_config(), "--device", "tpu")
+    divided = write_config(train={"micro_batch": 2, "global_batch": 4})
+    assert "global_batch 4 is not a multiple of micro_batch 2 x 3 devices = 6" in refused(divided, "--devices", "3")
     assert "no stage 'third'" in refused(CONFIGS / "short.yaml", *NO_DATA, "--stage", "third")
     wrong = CliRunner().invoke(main, ["plan", str(gone), "--disk", "much"])
     assert wrong.exit_code == 2 and "expected a size such as 24GiB or 2TB" in wrong.stderr
@@ -325,3 +327,8 @@ def test_sizes_are_read_as_they_are_written(number: int, prefix: str, binary: bo
 
 
 CONTEXT, PARAMETER = click.Context(main), click.Option(["--size"])
+
+
+def test_more_samples_than_a_store_has(write_config: WriteConfig) -> None:
+    line = refused(write_config(), "--samples", "1000000000000", "--mean-tokens", "240")
+    assert "--samples is 1000000000000, but a store has at most 134217728 samples; give fewer" in line

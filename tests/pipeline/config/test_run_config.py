@@ -41,6 +41,7 @@ def load(folder: Path, command: Command = "run", drop: tuple[str, ...] = (), **c
         ),
         ({"store": {"profile": "exact", "vision_all": "none"}}, ["store: vision_top is 'from_all'"]),
         ({"train": {"losses": {"effect": 1.0}}}, ["train.losses.effect is 1.0", "pass is not stored"]),
+        ({"train": {"preference": None}}, ["1 problem: train.preference: expected 'dpo'", "or 'none'"]),
         (
             {"store": {"counterfactual": {"remove": "image"}}, "train": {"losses": {"keep": 1.0}}},
             ["train.losses.keep is 1.0", "remove 'image'", "remove focus"],

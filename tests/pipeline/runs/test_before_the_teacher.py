@@ -52,3 +52,15 @@ def test_workspaces_that_do_not_repeat(refusal: Callable[..., str], monkeypatch:
     monkeypatch.setenv(WORKSPACE, ":0:0")
     line = refusal(train={"deterministic": True})
     assert f"train.deterministic is true, but {WORKSPACE} is ':0:0', expected" in line
+
+
+def test_class_means_that_are_not_there(refusal: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "centres.safetensors"
+    line = refusal(train={"centres": str(path), "losses": {"nd": 1.0}}, store={"state_norms": "float32"})
+    assert f"train.centres {path}: not a file; write it by `alignkd shards centres STORE --out {path}`" in line
+
+
+def test_a_layer_of_relations_that_the_student_lacks(refusal: Callable[..., str]) -> None:
+    losses = {"relation": 1.0, "relations_of": "layer_0", "relations_layer": 9}
+    line = refusal(train={"losses": losses}, store={"vision_relations": "float16", "relations_of": "layer_0"})
+    assert "losses.relations_layer is 9, but the student has 3 decoder layers, 0 to 2; choose one of them" in line

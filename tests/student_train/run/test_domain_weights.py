@@ -198,6 +198,8 @@ def test_what_is_refused(
     refused(weighted, "sets the weights of all domains, but store six has a weight or share")
     one = TrainStore(path=dump(tmp_path / "one", many_samples[:1]))
     refused((halves[1], one), "domain one has 1 samples, too few")
+    huge = make_job(halves, **SETTINGS | ddk(interval=(1 << 31) - 1)).train
+    refused(halves, "at most 16777216 are; lower interval to at most 4194304", train=huge)
     with pytest.raises(ValueError, match="less than or equal to 1"):
         make_job(halves, **SETTINGS | ddk(alpha=1.5))
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 
+from alignkd.pipeline.cli import main
 from alignkd.storage import StoreReader, verify_store
 from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.tools.merge import merge_stores
@@ -204,6 +206,38 @@ def test_losses_on_logits_leave_rejected_answers_out(
         assert found["parts"][term] == pytest.approx(found["plain"][term], rel=1e-5)
         assert found["both"][term] != pytest.approx(found["plain"][term], rel=1e-3)
     assert found["parts"]["grad_norm"] == pytest.approx(found["plain"]["grad_norm"], rel=1e-4)
+
+
+def test_losses_at_labels_leave_rejected_answers_out(
+    make_run: MakePairs, v1_samples: Any, golden_folder: Path, images_folder: Path, tmp_path: Path
+) -> None:
+    """`nd`, `effect` and `keep`, in a run on pairs and in a plain one with text-only and rejected micro-batches."""
+    kept: dict[str, Any] = {"logits": {"kind": "hidden"}, "counterfactual": {"remove": "focus", "entries": 16}}
+    store = dumped(tmp_path / "stored", entries_of(v1_samples), golden_folder, images_folder, **kept)
+    centres = tmp_path / "centres.safetensors"
+    written = CliRunner().invoke(main, ["shards", "centres", str(store), "--out", str(centres), "--min-count", "2"])
+    assert written.exit_code == 0, written.output
+    plain = {"preference": "none", "global_batch": 16}
+    for term, settings in {"nd": {"centres": centres}, "effect": {}, "keep": {}}.items():
+        losses = {"supervised": 1.0, term: 0.5}
+        of_plain = plain | {"losses": losses | {"preference": 0}}
+        found = {}
+        for name, more in {
+            "pairs": {"losses": losses},
+            "plain": of_plain | {"micro_batch": 16},
+            "parts": of_plain | {"micro_batch": 1},
+            "both": of_plain | {"micro_batch": 16},
+        }.items():
+            job = make_run(f"{term}-{name}", store=store, steps=1, **settings, **more)
+            with pytest.MonkeyPatch.context() as patched:
+                if name == "both":
+                    patched.setattr(Pairs, "of", classmethod(_no_pairs))
+                train(job)
+            found[name] = metrics(job)[0]
+        assert found["pairs"][term] == pytest.approx(found["plain"][term], rel=1e-4)
+        assert found["parts"][term] == pytest.approx(found["plain"][term], rel=1e-4)
+        assert found["both"][term] != pytest.approx(found["plain"][term], rel=1e-3)
+        assert found["parts"]["grad_norm"] == pytest.approx(found["plain"]["grad_norm"], rel=1e-3)
 
 
 def _no_pairs(cls: type[Pairs], reader: StoreReader) -> Pairs:

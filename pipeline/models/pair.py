@@ -134,7 +134,8 @@ def check_pair(config: RunConfig) -> None:
         of_depth = "attention" in targets_from_stem(config.train, config.store) and isinstance(
             config.store.attention, str
         )
-        layer_pairs(losses.attention_layers, student.config, available, of_stem=of_depth)
+        first = teacher.config.attention_layer
+        layer_pairs(losses.attention_layers, student.config, available, first=first, of_stem=of_depth)
 
 
 def pair_lines(pair: Pair) -> list[str]:

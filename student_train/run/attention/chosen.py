@@ -25,6 +25,7 @@ def attention_match(reader: StoreReader, student: ModelConfig, config: TrainConf
             losses.attention_layers,
             student,
             teacher_layers(reader, config),
+            first=reader.manifest.shapes.attention_layer,
             of_stem="attention" in targets_of_stem(reader, config) and not stored_attention(reader.manifest).names,
         ),
         form=losses.attention_form,

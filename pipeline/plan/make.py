@@ -45,7 +45,7 @@ from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
 from alignkd.storage.schema.sources import MAX_SAMPLES
-from alignkd.student_train.run.unused import unused_line, unused_targets
+from alignkd.student_train.run.checks.unused import unused_line, unused_targets
 from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
 from alignkd.vlm.data.source import DataSet

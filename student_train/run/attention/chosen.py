@@ -6,7 +6,7 @@ from alignkd.student_train.data.attention_source import ChosenAttention, stored_
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.attention.layer_map import layer_pairs
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
-from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.checks.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import ModelConfig
 
 

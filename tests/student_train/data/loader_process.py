@@ -13,9 +13,9 @@ import torch
 
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation

@@ -13,10 +13,10 @@ from alignkd.storage import Record, SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data import loader
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
-from alignkd.student_train.data.kept_samples import KeptSamples
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.kept_samples import KeptSamples
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation

@@ -21,10 +21,10 @@ from prepared_processes import PreparedProcess, PreparedProcesses
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob

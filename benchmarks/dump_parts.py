@@ -25,7 +25,8 @@ from alignkd.storage.layouts.registry import layout_names
 from alignkd.storage.write.shard import ShardWriter
 from alignkd.teacher_dump.operation import shard_thread
 from alignkd.teacher_dump.preparation import PreparationThreads
-from alignkd.teacher_dump.targets import attention, capture, distribution, most_likely
+from alignkd.teacher_dump.targets import attention, capture
+from alignkd.teacher_dump.targets.logits import distribution, most_likely
 from alignkd.vlm.attention import layer as attention_layer
 from alignkd.vlm.families.mobilevlm.inputs import images
 from alignkd.vlm.families.mobilevlm.model.attention import LlamaAttentionLayer

@@ -39,9 +39,9 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.objective.terms import preset_weights
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
+from alignkd.student_train.run.checks.target_sources import stem_lookup
 from alignkd.student_train.run.plan import micro_batches, open_samples
 from alignkd.student_train.run.student import build_student
-from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import _optimiser_step
 from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_model

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,6 +23,8 @@ from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positiv
 
 TargetSource = Literal["stored", "stem"]
 ScheduleOfExtension = Literal["restart", "linear", "constant"]
+# The samples of a step are listed at once; a mistyped number must not take the memory of the machine.
+BatchSize = Annotated[int, Field(ge=1, le=1 << 20)]
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
 
 
@@ -150,9 +152,9 @@ class TrainConfig(Settings):
     output: UserPath
     steps: Count | None = None
     epochs: float | None = Field(default=None, gt=0, le=1e6)
-    micro_batch: Count | None = 8
+    micro_batch: BatchSize | None = 8
     token_budget: Count | None = None
-    global_batch: Count | None = None
+    global_batch: BatchSize | None = None
     learning_rate: Positive = 4e-5
     projector_learning_rate: Positive | None = None
     adapter_learning_rate: Amount | None = None

@@ -25,7 +25,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
 from alignkd.student_train.run.attention.row_reference import references_of_run
-from alignkd.student_train.run.claim import claimed
+from alignkd.student_train.run.output.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.preference_pass import with_statistics
 from alignkd.student_train.run.start import Start, announce, find_start, result_of_finished

@@ -31,7 +31,7 @@ from alignkd.teacher_dump.sanity_report import (
     judge_shuffled,
 )
 from alignkd.teacher_dump.targets.capture import Capture, Captured
-from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+from alignkd.teacher_dump.targets.logits.distribution import POSITIONS_AT_ONCE
 from alignkd.vlm.data.sample import Sample
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import VisionLanguageModel

@@ -12,7 +12,7 @@ from alignkd.storage.logits.registry import LogitSizes, logits_codec
 from alignkd.student_train.data.collate import logit_targets
 from alignkd.student_train.objective.logits.logit_terms import logit_term
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution, stored_logits
+from alignkd.teacher_dump.targets.logits.distribution import draws_of, keep_distribution, stored_logits
 
 LOSSES = LossConfig(supervised=0, attention=0, vision_all=0, vision_top=0, logit=1)
 

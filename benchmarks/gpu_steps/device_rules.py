@@ -15,8 +15,8 @@ from alignkd.student_train.losses.fused_head import WeightedTerm, fused_head_los
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, encode
-from alignkd.teacher_dump.targets.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
-from alignkd.teacher_dump.targets.most_likely import _on_device, most_likely_tokens
+from alignkd.teacher_dump.targets.logits.drawing import DRAWN, ENTROPY, draw_tokens, uniforms
+from alignkd.teacher_dump.targets.logits.most_likely import _on_device, most_likely_tokens
 from alignkd.vlm.families.family import Head
 from gpu_steps.check import Check
 

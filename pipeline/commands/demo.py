@@ -37,7 +37,8 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     metavar="NAMES",
     callback=_names,
     default="",
-    help="Rows of published methods (docs/objectives.md), separated by commas, or all; in place of the usual rows.",
+    help="Published methods in place of the usual rows, separated by commas: presets of docs/objectives.md, bild, "
+    "sinkhorn; or all.",
 )
 @click.option(
     "--profile",

@@ -1,7 +1,7 @@
 """Checks that `train.output` and `eval.out` are separate folders, so that a run and its removal affect nothing else.
 
 Only paths are compared, before the teacher runs. The content of the folder is checked when the run claims it
-(`student_train/run/claim.py`).
+(`student_train/run/output/claim.py`).
 """
 
 from collections.abc import Iterator, Mapping

@@ -8,7 +8,7 @@ from alignkd.pipeline.config.stem_use import available_layers, targets_from_stem
 from alignkd.student_train.objective.attention.layer_map import layer_pairs
 from alignkd.student_train.objective.settings import MATCHED
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.checks import check_relations
+from alignkd.student_train.run.checks.fit import check_relations
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
 from alignkd.vlm.inputs.examples import Preparation
@@ -134,7 +134,8 @@ def check_pair(config: RunConfig) -> None:
         of_depth = "attention" in targets_from_stem(config.train, config.store) and isinstance(
             config.store.attention, str
         )
-        layer_pairs(losses.attention_layers, student.config, available, of_stem=of_depth)
+        first = teacher.config.attention_layer
+        layer_pairs(losses.attention_layers, student.config, available, first=first, of_stem=of_depth)
 
 
 def pair_lines(pair: Pair) -> list[str]:

@@ -26,16 +26,16 @@ from alignkd.storage import SampleOrder, StoreError, StoreReader
 from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.domains.order import DomainOrder
-from alignkd.student_train.data.held_out import held_out_of
-from alignkd.student_train.data.lengths import sequence_lengths
-from alignkd.student_train.data.pairs import not_drawn
+from alignkd.student_train.data.samples.held_out import held_out_of
+from alignkd.student_train.data.samples.lengths import sequence_lengths
+from alignkd.student_train.data.samples.pairs import not_drawn
 from alignkd.student_train.objective.attention.layer_map import number_of_pairs
 from alignkd.student_train.objective.attention.match import COPIES_OF_FORM
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.agreement import check_stores_agree
+from alignkd.student_train.run.checks.agreement import check_stores_agree
+from alignkd.student_train.run.checks.target_sources import needs_head, stem_of_run
+from alignkd.student_train.run.checks.unused import unused_of_store
 from alignkd.student_train.run.mixture import Mixture
-from alignkd.student_train.run.target_sources import needs_head, stem_of_run
-from alignkd.student_train.run.unused import unused_of_store
 from alignkd.vlm.hardware.device_report import host_memory
 from alignkd.vlm.hardware.devices import TORCH_DTYPES
 from alignkd.vlm.stem.file import StemInfo
@@ -143,10 +143,12 @@ def training_plan(
 
     Raises:
         StoreError: a store does not exist yet, or is damaged.
-        TrainError: the stores do not fit together, or a loss has no target.
+        TrainError: the stores do not fit together, a loss has no target, or the global batch cannot be divided among
+            the devices.
     """
     assert config.train is not None
     job, train = config.train_job(), config.train
+    train.global_batch_size(options.devices)  # refused by the training, too
     shapes: dict[EvaluatedModel, ModelShapes] = {"student": student}
     if teacher is not None:
         shapes["teacher"] = teacher

@@ -45,7 +45,7 @@ from alignkd.storage.codecs.settings import STEM
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.plan import planned_shards
 from alignkd.storage.schema.sources import MAX_SAMPLES
-from alignkd.student_train.run.unused import unused_line, unused_targets
+from alignkd.student_train.run.checks.unused import unused_line, unused_targets
 from alignkd.student_train.trained.counts import described
 from alignkd.vlm.data.data_list import DataList, needs_folder
 from alignkd.vlm.data.source import DataSet
@@ -86,11 +86,14 @@ def make_plan(
 
     Raises:
         InputError: unusable data, checkpoint or options.
+        TrainError: the global batch cannot be divided among the devices.
     """
     assert config.teacher is not None
+    if config.train is not None:
+        config.train.global_batch_size(options.devices)  # refused by the training, too
     if options.samples is not None and options.samples > MAX_SAMPLES:
         raise InputError(f"--samples is {options.samples}, but a store has at most {MAX_SAMPLES} samples; give fewer")
-    samples = None if options.samples is not None else DataList(_readable(config), progress=ReadingBar())
+    samples = None if options.samples is not None else _opened(config)
     holds_images = samples is not None and samples.holds_images
     store_config = config.store.with_inputs(holds_images=holds_images, where=config.data[0].conversations)
     config = config.model_copy(update={"store": store_config})
@@ -227,6 +230,17 @@ def free_bytes(store: Path | str) -> int | None:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def _opened(config: RunConfig) -> DataList:
+    """The data; the message on a path that is not there names the options that plan without data."""
+    try:
+        return DataList(_readable(config), progress=ReadingBar())
+    except InputError as error:
+        if all(Path(one.conversations).exists() for one in config.data):
+            raise
+        without = "to plan before there is data, give --samples N and --mean-tokens T"
+        raise InputError(f"{error}; {without}") from error
 
 
 def _readable(config: RunConfig) -> list[DataSet]:

@@ -103,6 +103,8 @@ def _evaluation_lines(evaluation: EvaluationPlan | None, device: int) -> Iterato
 def _data_lines(plan: Plan) -> Iterator[str]:
     data = plan.data
     how = "all of them counted" if data.exact else f"{data.counted:,} counted, the rest by proportion"
+    if not plan.padding:  # no data was read
+        how = "assumed"
     yield (
         f"data      {data.num_samples:,} samples ({how}), about {data.num_records:,.0f} usable; "
         f"{data.mean('length'):.0f} tokens on average, longest counted {int(data.rows.length.max())}; per sample "
@@ -210,7 +212,10 @@ def _part_lines(parts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _student_table(plan: Plan | TrainingPlan) -> Iterator[str]:
-    yield "training on n devices (several: ZeRO-2), memory of each without and with gradient_checkpointing"
+    yield (
+        "training on n devices (several: ZeRO-2), memory of each without and with gradient_checkpointing; "
+        "`!` does not fit"
+    )
     optimizers = list(dict.fromkeys(str(row["optimizer"]) for row in plan.table))
     yield "  " + "  ".join(["devices", *(f"{name:>22}" for name in optimizers)])
     for count in dict.fromkeys(row["devices"] for row in plan.table):

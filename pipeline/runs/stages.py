@@ -18,8 +18,8 @@ from alignkd.student_train.distributed.ranks import accelerator
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.output import read_configuration, read_finished, student_folder
-from alignkd.student_train.run.claim import check_output
-from alignkd.student_train.run.machine import check_machine
+from alignkd.student_train.run.checks.machine import check_machine
+from alignkd.student_train.run.output.claim import check_output
 from alignkd.student_train.run.settings import starting_point
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.data.open import open_data

@@ -128,7 +128,8 @@ def _further(target: "NamedTarget") -> str:
     """A further target: its name, and its codec and layers if it is attention."""
     if target.kind != "attention":
         return f"{target.name} {target.kind}"
-    return f"{target.name} {target.codec or target.source} of layers {', '.join(map(str, target.layers))}"
+    layers = f"layer{'' if len(target.layers) == 1 else 's'} {', '.join(map(str, target.layers))}"
+    return f"{target.name} {target.codec or target.source} of {layers}"
 
 
 def _line(info: "ShardInfo") -> str:

@@ -28,7 +28,7 @@ from alignkd.storage.schema.targets.vision import PROJECTOR_RELATIONS, RELATIONS
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.decode import EncodedTensor
-from alignkd.student_train.data.pairs import BatchPairs
+from alignkd.student_train.data.samples.pairs import BatchPairs
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.data.targets import (
     AffinityTargets,

@@ -3,7 +3,7 @@
 Losses are divided by the counts of the global batch, so every division of its samples gives the same gradient up to
 rounding. Micro-batches of similar length have the least padding. For several ranks, the samples in the order of their
 lengths are dealt out in turn: all ranks then have the same cuts, and as much to compute between two reductions of
-gradients. Samples that belong together (`data/pairs.py`) are one unit, as long as the longest of them.
+gradients. Samples that belong together (`data/samples/pairs.py`) are one unit, as long as the longest of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from alignkd.storage import SampleOrder
 from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.domains.order import DomainOrder
-from alignkd.student_train.data.pairs import unit_starts
+from alignkd.student_train.data.samples.pairs import unit_starts
 from alignkd.vlm.inputs.batch_cuts import largest_first, least_work_cuts
 
 

@@ -11,8 +11,8 @@ from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
-from alignkd.student_train.data.kept_samples import KEPT_BYTES, KeptSamples, Samples
-from alignkd.student_train.data.pairs import pairs_in_batch
+from alignkd.student_train.data.samples.kept_samples import KEPT_BYTES, KeptSamples, Samples
+from alignkd.student_train.data.samples.pairs import pairs_in_batch
 from alignkd.student_train.data.stem_targets import StemLookup
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError

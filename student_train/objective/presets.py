@@ -98,7 +98,7 @@ METHODS: Mapping[str, MethodPreset] = {
         logits=ALL_KINDS,
         differs=(
             "It is the first stage, in which a dense student imitates the teacher's distributions alone. The student "
-            "has no experts."
+            "has no experts. The second stage is `llava_mod_preference`."
         ),
     ),
     "llava_mod_preference": MethodPreset(

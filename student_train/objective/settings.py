@@ -11,9 +11,9 @@ from torch import Tensor
 from alignkd.storage.schema.targets.vision import LAST_HIDDEN, PROJECTOR, check_relations_of, layer_of_relations
 from alignkd.student_train.data.targets import LogitTargets
 from alignkd.student_train.losses.attention.row_weights import RowWeights
-from alignkd.student_train.losses.logits.divergences import named_divergence
+from alignkd.student_train.losses.logits.divergences.f_divergences import named_divergence
+from alignkd.student_train.losses.logits.divergences.taid import SHARE
 from alignkd.student_train.losses.logits.rows import RowDivergence
-from alignkd.student_train.losses.logits.taid import SHARE
 from alignkd.student_train.losses.position_groups import position_groups
 from alignkd.student_train.objective.attention.layer_map import LayerMap
 from alignkd.student_train.objective.attention.match import MAP_FORMS, AttentionForm, AttentionHeads

@@ -28,7 +28,7 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.errors import TrainError, unreadable
 from alignkd.student_train.output import checkpoints_folder, read_finished
-from alignkd.student_train.run.lock import described_holder, no_training_starts
+from alignkd.student_train.run.output.lock import described_holder, no_training_starts
 
 PREFIX = "extend."
 # steps of the first run of a chain, which `losses.attention_decay` and the floor of TAID's t follow; only of runs with

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder, StoreReader
 from alignkd.storage.tools.select.selection import Selection
 from alignkd.student_train.data.domains.order import DomainOrder
-from alignkd.student_train.data.held_out import held_out_of
-from alignkd.student_train.data.pairs import not_drawn
-from alignkd.student_train.data.sources import shown_names, sources_of
+from alignkd.student_train.data.samples.held_out import held_out_of
+from alignkd.student_train.data.samples.pairs import not_drawn
+from alignkd.student_train.data.samples.sources import shown_names, sources_of
 from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob

@@ -12,16 +12,16 @@ from alignkd.student_train.checkpoints.checkpoint import TrainState
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import ChosenAttention
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Division, Divisions
 from alignkd.student_train.data.domains.order import DomainOrder
-from alignkd.student_train.data.held_out import held_out_positions
 from alignkd.student_train.data.loader import load_micro_batches
-from alignkd.student_train.data.pairs import PairedOrder, not_drawn
-from alignkd.student_train.data.sample_kinds import SampleKinds
-from alignkd.student_train.data.sources import Sources
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.held_out import held_out_positions
+from alignkd.student_train.data.samples.pairs import PairedOrder, not_drawn
+from alignkd.student_train.data.samples.sample_kinds import SampleKinds
+from alignkd.student_train.data.samples.sources import Sources
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.data.stem_targets import StemLookup
-from alignkd.student_train.data.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.schedule import Schedule
@@ -33,9 +33,10 @@ from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
-from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
-from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.checks.agreement import check_stores_agree
+from alignkd.student_train.run.checks.fit import check_images, check_store_fits
+from alignkd.student_train.run.checks.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.run.extension import (
     Extension,
     check_can_be_extended,
@@ -45,7 +46,6 @@ from alignkd.student_train.run.extension import (
 )
 from alignkd.student_train.run.mixture import Mixture
 from alignkd.student_train.run.settings import deciding_settings
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.trained.checks import check_trained
 from alignkd.vlm.families.family import Checkpoint
 

@@ -11,8 +11,8 @@ from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import unreadable
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.attention.chosen import attention_match
+from alignkd.student_train.run.checks.target_sources import stem_of_run, targets_of_stem
 from alignkd.student_train.run.mixture import Mixture
-from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import Checkpoint
 
 # Of `validation`. `share` decides which samples are trained on. The others decide which state is exported and when the

@@ -22,10 +22,10 @@ from alignkd.student_train.distributed.ranks import REQUESTED_ACCELERATOR
 from alignkd.student_train.job import TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics, MetricsLog
 from alignkd.student_train.output import METRICS, checkpoints_folder, read_finished
-from alignkd.student_train.run.agreement import samples_in_several
+from alignkd.student_train.run.checks.agreement import samples_in_several
+from alignkd.student_train.run.checks.unused import unused_of_store
 from alignkd.student_train.run.extension import extension_line, small_rate_warning
 from alignkd.student_train.run.plan import RunPlan
-from alignkd.student_train.run.unused import unused_of_store
 from alignkd.student_train.trained.counts import described_of
 from alignkd.vlm.hardware.device_report import device_report
 from alignkd.vlm.kernels.choice import check_kernels

@@ -15,8 +15,8 @@ from alignkd.student_train.objective.centres import Centres
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.attention.chosen import attention_match, fixed_heads, teacher_heads
-from alignkd.student_train.run.checks import compared_tokens
-from alignkd.student_train.run.target_sources import needs_head, stem_of_run, targets_of_stem
+from alignkd.student_train.run.checks.fit import compared_tokens
+from alignkd.student_train.run.checks.target_sources import needs_head, stem_of_run, targets_of_stem
 from alignkd.student_train.trained.lora import add_lora
 from alignkd.vlm.families.family import Checkpoint, Head, VisionLanguageModel
 from alignkd.vlm.families.stem import smallest_depth

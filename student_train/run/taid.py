@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from alignkd.student_train.losses.logits.taid import CROSS_ENTROPY, SHARE
+from alignkd.student_train.losses.logits.divergences.taid import CROSS_ENTROPY, SHARE
 from alignkd.student_train.objective.logits.taid_schedule import TaidState
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import TAID_CROSS_ENTROPY, TAID_T

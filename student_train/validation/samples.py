@@ -13,19 +13,19 @@ from alignkd.storage import StoreReader
 from alignkd.storage.schema.order import permutation
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate_inputs
-from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.held_out import fixed_subset
 from alignkd.student_train.data.loader import load_batch
-from alignkd.student_train.data.pairs import paired_list, unit_starts
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.held_out import fixed_subset
+from alignkd.student_train.data.samples.pairs import paired_list, unit_starts
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.terms import TERMS
-from alignkd.student_train.run.agreement import check_stores_agree
 from alignkd.student_train.run.attention.chosen import chosen_attention
-from alignkd.student_train.run.checks import check_images, check_store_fits
+from alignkd.student_train.run.checks.agreement import check_stores_agree
+from alignkd.student_train.run.checks.fit import check_images, check_store_fits
+from alignkd.student_train.run.checks.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.run.plan import RunPlan
-from alignkd.student_train.run.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.validation_config import ValidationConfig, ValidationData, terms_without_teacher
 from alignkd.vlm.data.data_list import needs_folder
 from alignkd.vlm.data.images import image_files

@@ -17,8 +17,8 @@ from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import AttentionCapture, SampleAttention
 from alignkd.teacher_dump.targets.counterfactual import CounterfactualPass, CounterfactualRows
-from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
+from alignkd.teacher_dump.targets.logits.distribution import draws_of, keep_distribution
 from alignkd.teacher_dump.targets.seen_images import ImageKey, SeenImage, SeenImages, image_keys
 from alignkd.teacher_dump.targets.states import StateRows, StatesCapture
 from alignkd.vlm.attention.layer import AttentionLayer

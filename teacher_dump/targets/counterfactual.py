@@ -23,10 +23,10 @@ from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, EVIDENCE, F
 from alignkd.teacher_dump.preparation import Prepared
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig
 from alignkd.teacher_dump.targets.device_codecs import extremes
-from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
-from alignkd.teacher_dump.targets.exact_mass import ONE, cumulative_mass, integer_mass
 from alignkd.teacher_dump.targets.host_copies import HostArrays, HostCopies, batch_to_device
-from alignkd.teacher_dump.targets.truncation import NOT_FINITE, smallest_ids
+from alignkd.teacher_dump.targets.logits.distribution import POSITIONS_AT_ONCE
+from alignkd.teacher_dump.targets.logits.exact_mass import ONE, cumulative_mass, integer_mass
+from alignkd.teacher_dump.targets.logits.truncation import NOT_FINITE, smallest_ids
 from alignkd.vlm.attention.attention_rows import chunk_bytes_on
 from alignkd.vlm.attention.focus import focus_scores
 from alignkd.vlm.attention.layer import AttentionLayer

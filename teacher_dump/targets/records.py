@@ -14,7 +14,7 @@ from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.targets.attention import VISION_TOP_INDEX
 from alignkd.teacher_dump.targets.capture import Captured
 from alignkd.teacher_dump.targets.device_codecs import StoredParts, joined
-from alignkd.teacher_dump.targets.distribution import sequence_logprob, stored_logits
+from alignkd.teacher_dump.targets.logits.distribution import sequence_logprob, stored_logits
 
 
 def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> Record:

@@ -18,13 +18,13 @@ from alignkd.student_train import trainer
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
-from alignkd.student_train.data.pairs import pairs_in_batch
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.pairs import pairs_in_batch
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
-from alignkd.student_train.run.target_sources import stem_lookup, targets_by_term
+from alignkd.student_train.run.checks.target_sources import stem_lookup, targets_by_term
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.job import DumpJob
 from alignkd.teacher_dump.settings.store import StoreConfig

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
 from alignkd.student_train.objective.terms import TERMS

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.losses.counterfactual import effect_loss, keep_loss
-from alignkd.student_train.losses.logits.divergences import named_divergence
+from alignkd.student_train.losses.logits.divergences.f_divergences import named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.teacher_dump.settings.counterfactual import CounterfactualConfig

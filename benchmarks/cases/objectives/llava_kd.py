@@ -6,7 +6,7 @@ Keys of values: `rdist.normalised_rows=BOOL_sum`, `rdist.from_triangle_sum`, `md
 
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.divergences import named_divergence
+from alignkd.student_train.losses.logits.divergences.f_divergences import named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.losses.norm_direction import norm_direction_loss

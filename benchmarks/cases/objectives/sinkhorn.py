@@ -9,8 +9,8 @@ gradient of the truncated form has the key `truncated`. `in.truncated_cost` is n
 import torch
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.divergences.sinkhorn import full_cost, log_plan, sinkhorn
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
-from alignkd.student_train.losses.logits.sinkhorn import full_cost, log_plan, sinkhorn
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from cases.objectives.case import Case, Found
 from cases.objectives.token_divergences import settings_of, truncated

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.divergences.taid import BUCKETED, CROSS_ENTROPY, FULL, SHARE, mixture
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.rows import BucketedRows, TruncatedRows, bucketed_rows
-from alignkd.student_train.losses.logits.taid import BUCKETED, CROSS_ENTROPY, FULL, SHARE, mixture
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig, TaidState

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.akl import akl, head_mask
-from alignkd.student_train.losses.logits.bild import led_values
-from alignkd.student_train.losses.logits.cosine import cosine_probs
+from alignkd.student_train.losses.logits.divergences.akl import akl, head_mask
+from alignkd.student_train.losses.logits.divergences.bild import led_values
+from alignkd.student_train.losses.logits.divergences.cosine import cosine_probs
+from alignkd.student_train.losses.logits.divergences.ofa import ofa
+from alignkd.student_train.losses.logits.divergences.tvd import tvd
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, per_outcome
-from alignkd.student_train.losses.logits.ofa import ofa
 from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
-from alignkd.student_train.losses.logits.tvd import tvd
 from cases.objectives.case import Case, Found
 
 MADE: Mapping[str, Callable[[Mapping[str, float]], RowDivergence]] = {

@@ -18,7 +18,7 @@ from alignkd.pipeline.plan.memory.trained import (
 )
 from alignkd.student_train.checkpoints.parts import PART_BYTES
 from alignkd.student_train.data.handoff.stream import IN_USE, PREFETCHED
-from alignkd.student_train.data.kept_samples import KEPT_BYTES
+from alignkd.student_train.data.samples.kept_samples import KEPT_BYTES
 from alignkd.student_train.engine.pinned_memory import pinned_bytes
 
 MIB = 1 << 20

@@ -4,7 +4,7 @@ from alignkd.pipeline.plan.memory.loads import ELEMENT, TeacherLoad
 from alignkd.pipeline.plan.memory.result import Memory
 from alignkd.pipeline.plan.memory.shapes import ModelShapes
 from alignkd.teacher_dump.operation.shard_thread import QUEUE_BATCHES
-from alignkd.teacher_dump.targets.distribution import POSITIONS_AT_ONCE
+from alignkd.teacher_dump.targets.logits.distribution import POSITIONS_AT_ONCE
 from alignkd.teacher_dump.targets.seen_images import BYTES_AT_ONCE, IMAGES_AT_ONCE
 from alignkd.vlm.attention.attention_rows import CHUNK_BYTES
 

@@ -10,7 +10,7 @@ from alignkd.storage import SampleOrder
 from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.division import Divisions
-from alignkd.student_train.data.pairs import PairedOrder
+from alignkd.student_train.data.samples.pairs import PairedOrder
 from alignkd.teacher_dump.bucketing import least_work_buckets
 from alignkd.teacher_dump.settings.teacher import TeacherConfig
 

@@ -10,7 +10,7 @@ from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.output import CONFIG, read_configuration
-from alignkd.student_train.run.export_checkpoint import ExportedStudent, export_checkpoint
+from alignkd.student_train.run.output.export_checkpoint import ExportedStudent, export_checkpoint
 from alignkd.student_train.validation.best import best_step
 
 

@@ -18,7 +18,7 @@ from alignkd.pipeline.runs.student.train_files import (
 from alignkd.storage.errors import StoreError
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.output import METRICS, read_configuration, read_finished
-from alignkd.student_train.run.lock import LOCK, holder_of, no_training_starts
+from alignkd.student_train.run.output.lock import LOCK, holder_of, no_training_starts
 
 # steps in a mean of losses and in the median of seconds per step
 WINDOW = 50

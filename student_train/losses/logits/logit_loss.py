@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from alignkd.student_train.losses.logits.divergences import Divergence, reverse_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import Divergence, reverse_kl
 from alignkd.student_train.losses.logits.outcomes import Outcomes, outcomes
 from alignkd.student_train.losses.logits.rows import NO_MASS, FullRows, RowDivergence, TruncatedRows, WholeStudentRows
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
@@ -42,7 +42,7 @@ def logit_loss(
     Args:
         student_logits_NV: the student's logits at N supervised positions.
         teacher: full logits [N, V], or a truncated distribution.
-        divergence: a function of `alignkd.student_train.losses.logits.divergences`, or a row divergence; reverse KL is
+        divergence: a function of `losses/logits/divergences/f_divergences.py`, or a row divergence; reverse KL is
             the paper's.
         temperature: divides both sides' logits; the loss is multiplied by its square so that the size of the
             gradient does not depend on it (Hinton et al. 2015).

@@ -9,7 +9,7 @@ With p_i the teacher's softmax of the logits at a vision token and q_i the stude
 from torch import Tensor
 from torch.nn import functional
 
-from alignkd.student_train.losses.logits.divergences import reverse_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import reverse_kl
 from alignkd.student_train.losses.loss_sum import LossSum, to_accum_dtype
 
 

@@ -63,6 +63,7 @@ def layer_pairs(
     student: ModelConfig,
     teacher: Sequence[int],
     *,
+    first: int = 0,
     of_stem: bool = False,
 ) -> tuple[LayerPair, ...]:
     """The pairs of layers that a choice means, in rising numbers of the student's layers.
@@ -73,6 +74,7 @@ def layer_pairs(
 
     Args:
         teacher: the teacher's layers of which there is attention, rising.
+        first: the teacher's first layer that has attention, whether it is among `teacher` or not.
         of_stem: whether the depth of a stem decides which these are; the message then asks for a deeper one.
 
     Raises:
@@ -82,16 +84,20 @@ def layer_pairs(
     own, more = compared_layers(choice, student), DEEPER_STEM if of_stem else MORE_STORED
     pairs: Mapping[int, Sequence[int]]
     if choice is None:
-        pairs = {own[0]: teacher[:1]}
+        pairs = {own[0]: (first,)}
     elif isinstance(choice, str):
         pairs = _band(choice, own, teacher, more)
     else:
         pairs = {number: choice[number] for number in own}
     for number, layers in pairs.items():
         if missing := [layer for layer in layers if layer not in teacher]:
+            found = (
+                f"attention of the teacher's layers {shown_layers(teacher)} only" if teacher else "attention of none"
+            )
+            unset = " if it is not set" if choice is None else ""
             raise TrainError(
-                f"{KEY}: layer {number} of the student is compared with the teacher's layer {missing[0]}, but there is "
-                f"attention of the teacher's layers {shown_layers(teacher)} only; choose among them, or {more}"
+                f"{KEY}: layer {number} of the student is compared with the teacher's layer {missing[0]}{unset}, but "
+                f"there is {found}; {'choose among them, or ' if teacher else ''}{more}"
             )
     return tuple(LayerPair(student=number, teacher=tuple(layers)) for number, layers in pairs.items())
 

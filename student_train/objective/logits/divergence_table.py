@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, get_args
 
-from alignkd.student_train.losses.logits import taid
-from alignkd.student_train.losses.logits.akl import akl
-from alignkd.student_train.losses.logits.bild import bild
-from alignkd.student_train.losses.logits.cosine import cosine_probs
-from alignkd.student_train.losses.logits.divergences import MIXED, SUPPORT, named_divergence
+from alignkd.student_train.losses.logits.divergences import taid
+from alignkd.student_train.losses.logits.divergences.akl import akl
+from alignkd.student_train.losses.logits.divergences.bild import bild
+from alignkd.student_train.losses.logits.divergences.cosine import cosine_probs
+from alignkd.student_train.losses.logits.divergences.f_divergences import MIXED, SUPPORT, named_divergence
+from alignkd.student_train.losses.logits.divergences.ofa import ofa
+from alignkd.student_train.losses.logits.divergences.sinkhorn import sinkhorn
 from alignkd.student_train.losses.logits.logit_loss import per_outcome
-from alignkd.student_train.losses.logits.ofa import ofa
 from alignkd.student_train.losses.logits.rows import RowDivergence
-from alignkd.student_train.losses.logits.sinkhorn import sinkhorn
 from alignkd.student_train.objective.logits.divergence_settings import BildConfig, SinkhornConfig
 from alignkd.student_train.objective.logits.taid_schedule import TaidConfig, TaidForm
 

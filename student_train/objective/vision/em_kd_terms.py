@@ -54,7 +54,7 @@ def vlad_term(forward: ForwardPass) -> LossSum:
 def vsd_elements(reader: StoreReader, student: ModelConfig, _: AttentionMatch) -> NDArray[np.int64]:
     """Compared vision tokens of each sample: the fewer of the two sides' of each image."""
     stored, own = reader.manifest.shapes.vision_tokens, student.vision_tokens
-    if stored is None or own is None:  # equally many: `run/checks.py`
+    if stored is None or own is None:  # equally many: `run/checks/fit.py`
         return reader.num_vision
     return reader.num_images * min(stored, own)
 

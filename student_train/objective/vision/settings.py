@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignkd.storage.schema.targets.vision import LAST_HIDDEN
-from alignkd.student_train.losses.logits.divergences import Divergence, forward_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import Divergence, forward_kl
 
 # of the teacher's logits at vision positions, which are exact: divergences on a support have nothing to leave out
 VisualDivergence = Literal["forward_kl", "reverse_kl", "js"]

@@ -6,7 +6,7 @@ from alignkd.student_train.data.attention_source import ChosenAttention, stored_
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.attention.layer_map import layer_pairs
 from alignkd.student_train.objective.attention.match import AttentionMatch, FixedHeads
-from alignkd.student_train.run.target_sources import stem_of_run, targets_of_stem
+from alignkd.student_train.run.checks.target_sources import stem_of_run, targets_of_stem
 from alignkd.vlm.families.family import ModelConfig
 
 
@@ -25,6 +25,7 @@ def attention_match(reader: StoreReader, student: ModelConfig, config: TrainConf
             losses.attention_layers,
             student,
             teacher_layers(reader, config),
+            first=reader.manifest.shapes.attention_layer,
             of_stem="attention" in targets_of_stem(reader, config) and not stored_attention(reader.manifest).names,
         ),
         form=losses.attention_form,

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.division import Division
-from alignkd.student_train.data.held_out import fixed_subset
 from alignkd.student_train.data.loader import load_batch
+from alignkd.student_train.data.samples.held_out import fixed_subset
 from alignkd.student_train.errors import TrainError, unreadable, writing
 from alignkd.student_train.losses.attention.row_weights import renormalised
 from alignkd.student_train.losses.attention.squared_error import length_mask
@@ -29,8 +29,8 @@ from alignkd.student_train.objective.attention.rows_of_pair import RowsOfPair
 from alignkd.student_train.objective.attention.term import head_weights
 from alignkd.student_train.objective.objective import DistilledStudent
 from alignkd.student_train.run.attention.chosen import chosen_attention
+from alignkd.student_train.run.checks.target_sources import stem_lookup
 from alignkd.student_train.run.plan import RunPlan
-from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.vlm.weights.tensor_file import open_tensors, save_tensors
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from alignkd.storage import StoreReader
 from alignkd.storage.tools.select.label_nll import check_gives_nll
 from alignkd.student_train.data.domains.measured import first_words, measured_samples
-from alignkd.student_train.data.sources import sources_of
+from alignkd.student_train.data.samples.sources import sources_of
 from alignkd.student_train.domain_weights_config import DomainWeights
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.run.portions.portion import Portion

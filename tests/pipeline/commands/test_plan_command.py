@@ -52,6 +52,14 @@ def test_a_plan_holds_what_scripts_ask_for(write_config: WriteConfig) -> None:
     assert "everything fits" in page and "(arithmetic)" in page and "assumed for the teacher pass" in page
 
 
+def test_a_recipe_can_be_planned_before_there_is_data(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text((CONFIGS / "short-rtx3060.yaml").read_text())
+    assert "check the path; to plan before there is data, give --samples N and --mean-tokens T" in refused(config)
+    page = plan(config, *NO_DATA, "--gpu-memory", "12GiB", "--host-memory", "32GB", "--disk", "2TB")
+    assert page.count("1,200,000 samples (assumed)") == 2 and page.count("everything fits") == 2
+
+
 def test_a_configuration_without_student_plans_the_dump_alone(write_config: WriteConfig) -> None:
     found = plan(write_config(drop=("student", "train")), "--json")
     assert found["student_memory_bytes"] is None and found["store_bytes"] > 0 and "student" not in found["fits_by"]
@@ -295,6 +303,8 @@ def test_what_is_missing_is_said_in_one_line(write_config: WriteConfig, tmp_path
     assert "none.json" in refused(gone)
     assert "--samples needs --mean-tokens" in refused(gone, "--samples", "10")
     assert "device is 'tpu', expected one of" in refused(write_config(), "--device", "tpu")
+    divided = write_config(train={"micro_batch": 2, "global_batch": 4})
+    assert "global_batch 4 is not a multiple of micro_batch 2 x 3 devices = 6" in refused(divided, "--devices", "3")
     assert "no stage 'third'" in refused(CONFIGS / "short.yaml", *NO_DATA, "--stage", "third")
     wrong = CliRunner().invoke(main, ["plan", str(gone), "--disk", "much"])
     assert wrong.exit_code == 2 and "expected a size such as 24GiB or 2TB" in wrong.stderr

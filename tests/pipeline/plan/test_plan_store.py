@@ -21,7 +21,7 @@ from alignkd.pipeline.plan.result import Plan, PlanOptions
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.run.unused import unused_of_store
+from alignkd.student_train.run.checks.unused import unused_of_store
 from alignkd.teacher_dump.dump import dump
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.settings.teacher import TeacherConfig

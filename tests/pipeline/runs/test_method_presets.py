@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from stem_runs import dumped, entry, trained
 
 from alignkd.pipeline.config.run_config import load_run_config
@@ -62,6 +63,19 @@ def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig, t
         assert all(math.isfinite(line[name]) for name in weights), line
         assert not {*TERMS} - {*weights} & {*line}
     assert any(line[name] for line in lines for name in weights)
+
+
+@pytest.mark.parametrize("preset", [name for name, method in METHODS.items() if not method.pairs])
+def test_the_store_of_the_documents_serves_every_method(preset: str, tmp_path: Path) -> None:
+    """The configuration refuses a loss without a target; the documents name the keys of `store` in one block."""
+    page = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
+    block = page.split("## Comparing methods on one store")[1].split("```yaml\n")[1].split("```")[0]
+    sections = yaml.safe_load(block)
+    sections["train"] |= {"preset": preset, "steps": 1}
+    sections |= {"data": {"conversations": "a.json", "images": "images"}, "teacher": {"checkpoint": "teacher"}}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    assert load_run_config(path, "dump").train.losses.weights  # type: ignore[union-attr]
 
 
 def pairs_of_answers(folder: Path) -> Path:

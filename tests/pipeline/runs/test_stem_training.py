@@ -131,7 +131,7 @@ def test_the_tower_runs_once_and_the_stem_is_no_part_of_the_result(
     calls = []
     student.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     from alignkd.student_train.data.collate import collate
-    from alignkd.student_train.run.target_sources import stem_lookup
+    from alignkd.student_train.run.checks.target_sources import stem_lookup
 
     student(
         collate(

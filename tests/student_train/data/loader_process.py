@@ -13,8 +13,9 @@ import torch
 
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation
@@ -38,7 +39,7 @@ def main(store: Path, student: Path, clip: Path, images: Path) -> None:
     config = TrainConfig(output=Path(), steps=50, micro_batch=2, data_workers=2)
     ranks = Ranks(0, 1, torch.device("cpu"))
     divisions = Divisions(SampleOrder(len(dataset), 0, 2), dataset.lengths, config.micro_batch_limit, world_size=1)
-    batches = micro_batches(dataset, divisions, config, ranks, first_step=0)
+    batches = micro_batches(TrainingSet([dataset]), divisions, config, ranks, first_step=0)
     next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     for _ in batches:

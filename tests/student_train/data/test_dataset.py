@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignkd.storage import StoreReader
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.vlm.errors import SampleError
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import load_preparation

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts

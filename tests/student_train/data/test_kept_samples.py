@@ -13,9 +13,10 @@ from alignkd.storage import Record, SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data import loader
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
-from alignkd.student_train.data.kept_samples import KeptSamples
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.kept_samples import KeptSamples
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.run.plan import micro_batches
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation
@@ -44,7 +45,7 @@ def batches_of(dataset: CachedDataset, *, steps: int, workers: int = 0, world_si
     order = SampleOrder(len(dataset), config.seed, config.global_batch_size(world_size))
     ranks = Ranks(0, world_size, torch.device("cpu"))
     divisions = Divisions(order, dataset.lengths, config.micro_batch_limit, world_size)
-    return micro_batches(dataset, divisions, config, ranks, first_step=0)  # type: ignore[arg-type]  # has what is read
+    return micro_batches(TrainingSet([dataset]), divisions, config, ranks, first_step=0)
 
 
 def steps_of(dataset: CachedDataset, passes: int) -> int:

@@ -21,9 +21,10 @@ from prepared_processes import PreparedProcess, PreparedProcesses
 from alignkd.storage import SampleOrder, StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.division import Divisions
 from alignkd.student_train.data.handoff.stream import FromWorkers
+from alignkd.student_train.data.samples.dataset import CachedDataset
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
@@ -50,7 +51,9 @@ def batches_of(tmp_path: Path) -> Batches:
         config = TrainConfig(output=tmp_path, data_workers=workers, **defaults | settings)
         order = SampleOrder(len(dataset), config.seed, config.global_batch_size(2))
         divisions = Divisions(order, dataset.lengths, config.micro_batch_limit, world_size=2)
-        return micro_batches(dataset, divisions, config, Ranks(1, 2, torch.device("cpu")), first_step=first_step)
+        return micro_batches(
+            TrainingSet([dataset]), divisions, config, Ranks(1, 2, torch.device("cpu")), first_step=first_step
+        )
 
     return start
 

@@ -6,7 +6,7 @@ import pytest
 from alignkd.storage import MixedOrder, OrderPart, SampleOrder
 from alignkd.storage.read.pairs import Pairs
 from alignkd.student_train.data.division import Division, MicroBatchLimit
-from alignkd.student_train.data.pairs import PairedOrder, paired_list, pairs_in_batch, unit_starts
+from alignkd.student_train.data.samples.pairs import PairedOrder, paired_list, pairs_in_batch, unit_starts
 
 # chosen and rejected records in any places, single records 4 and 9, and a rejected one alone: 10
 PARTNERS = {0: 3, 1: 2, 5: 6, 8: 7}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignkd.storage import SampleOrder, StoreReader
-from alignkd.student_train.data.sample_kinds import SampleKinds
+from alignkd.student_train.data.samples.sample_kinds import SampleKinds
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.trainer import train
 from alignkd.vlm.families.mobilevlm.inputs.preparation import MobileVLMPreparation

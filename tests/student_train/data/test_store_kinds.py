@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from alignkd.storage import Codecs, LogitsCodec, StoreReader, open_writer
 from alignkd.storage.record.record import EncodedArray, HiddenStates, Record, SampledLogits, TruncatedLogits, as_float32
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.data.targets import FullTargets, HiddenTargets, SampledTargets, TruncatedTargets
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum

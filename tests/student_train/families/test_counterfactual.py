@@ -17,7 +17,7 @@ from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counterfactual_terms import drawn_terms
 from alignkd.student_train.objective.objective import DistilledStudent, weighted_total
-from alignkd.student_train.run.checks import compared_tokens
+from alignkd.student_train.run.checks.fit import compared_tokens
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.export_checkpoint import export_checkpoint
+from alignkd.student_train.run.output.export_checkpoint import export_checkpoint
 from alignkd.student_train.trainer import train
 
 

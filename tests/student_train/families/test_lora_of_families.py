@@ -14,7 +14,7 @@ from torch import Tensor
 from trained_choices import arrivals, chosen_job, opened, places_by_kind, randomised, trained_names
 
 from alignkd.student_train import trainer
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.trained.counts import trained_counts

@@ -22,11 +22,11 @@ from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.objective import DistilledStudent
-from alignkd.student_train.run.checks import compared_tokens
-from alignkd.student_train.run.export_checkpoint import export_checkpoint
+from alignkd.student_train.run.checks.fit import compared_tokens
+from alignkd.student_train.run.checks.target_sources import targets_by_term
+from alignkd.student_train.run.output.export_checkpoint import export_checkpoint
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
-from alignkd.student_train.run.target_sources import targets_by_term
 from alignkd.student_train.stores import TrainStore
 from alignkd.student_train.trainer import train
 from alignkd.teacher_dump.dump import dump

@@ -14,9 +14,9 @@ from alignkd.student_train import trainer
 from alignkd.student_train.data.collate import collate
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.settings import LossConfig
+from alignkd.student_train.run.checks.target_sources import stem_lookup
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
-from alignkd.student_train.run.target_sources import stem_lookup
 from alignkd.student_train.trainer import train
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.huggingface.model.parts import tower_of

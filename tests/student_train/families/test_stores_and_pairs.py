@@ -12,7 +12,7 @@ import torch
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.losses.loss_sum import LossSum

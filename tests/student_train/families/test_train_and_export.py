@@ -13,7 +13,7 @@ import tiny_families
 import torch
 
 from alignkd.student_train import trainer
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples

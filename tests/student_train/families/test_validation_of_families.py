@@ -9,7 +9,7 @@ import pytest
 import tiny_data
 
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.held_out import held_out_positions
+from alignkd.student_train.data.samples.held_out import held_out_positions
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.run.plan import open_samples

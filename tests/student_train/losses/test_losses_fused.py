@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from alignkd.student_train.losses.fused_head import HeadTerm, WeightedTerm, fused_head_losses
-from alignkd.student_train.losses.logits.divergences import MIXED, named_divergence
+from alignkd.student_train.losses.logits.divergences.f_divergences import MIXED, named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, teacher_logits
 from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.sampled_logit import SampledDistribution, sampled_logit_loss

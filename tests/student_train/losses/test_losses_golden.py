@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignkd.student_train.losses.attention.squared_error import attention_loss
-from alignkd.student_train.losses.logits.divergences import PLAIN
+from alignkd.student_train.losses.logits.divergences.f_divergences import PLAIN
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.supervised import supervised_loss
 from alignkd.student_train.losses.vision.embeddings import vision_all_loss, vision_top_loss

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.attention.squared_error import attention_loss
-from alignkd.student_train.losses.logits.divergences import Divergence, forward_kl, reverse_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import Divergence, forward_kl, reverse_kl
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.supervised import supervised_loss

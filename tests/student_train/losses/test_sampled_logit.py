@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.divergences import forward_kl, reverse_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import forward_kl, reverse_kl
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.sampled_logit import SampledDistribution, sampled_logit_loss
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
-from alignkd.student_train.losses.logits.divergences import SUPPORT, named_divergence
+from alignkd.student_train.losses.logits.divergences.f_divergences import SUPPORT, named_divergence
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.objective.logits.divergence_table import LogitDivergence

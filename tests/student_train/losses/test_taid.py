@@ -11,10 +11,10 @@ from torch import Tensor
 from alignkd.student_train.data.decode import EncodedTensor
 from alignkd.student_train.data.targets import FullTargets, RaggedEntries, TruncatedTargets
 from alignkd.student_train.losses.fused_head import fused_head_losses
-from alignkd.student_train.losses.logits.divergences import forward_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import forward_kl
+from alignkd.student_train.losses.logits.divergences.taid import BUCKETED, CROSS_ENTROPY, FULL, SHARE
 from alignkd.student_train.losses.logits.logit_loss import logit_loss
 from alignkd.student_train.losses.logits.rows import RowDivergence
-from alignkd.student_train.losses.logits.taid import BUCKETED, CROSS_ENTROPY, FULL, SHARE
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.logits.head_terms import head_terms

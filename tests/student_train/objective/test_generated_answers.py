@@ -18,7 +18,7 @@ from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.student_train.checkpoints.checkpoint import check_same_settings
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.data.targets import RaggedEntries, TruncatedTargets
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob

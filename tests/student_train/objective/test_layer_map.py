@@ -30,7 +30,7 @@ class Student:
 
 def pairs(choice: Any, student: Student, teacher: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
     checked = LossConfig(attention_layers=choice).attention_layers
-    return {pair.student: pair.teacher for pair in layer_pairs(checked, student, teacher)}  # type: ignore[arg-type]
+    return {pair.student: pair.teacher for pair in layer_pairs(checked, student, teacher, first=teacher[0])}  # type: ignore[arg-type]
 
 
 WHOLE = Student(24, tuple(range(24)))
@@ -125,3 +125,14 @@ def test_of_a_stem_the_next_step_is_a_deeper_one() -> None:
             layer_pairs(choice, student, (0,), of_stem=True)
         with pytest.raises(TrainError, match=r"or dump again with more layers"):
             layer_pairs(choice, student, (0,))
+
+
+def test_unset_is_the_first_layer_and_no_other() -> None:
+    student: Any = WHOLE
+    assert layer_pairs(None, student, (3, 7), first=3)[0].teacher == (3,)
+    with pytest.raises(
+        TrainError, match=r"layer 0 .* the teacher's layer 0 if it is not set, but .* layers 10 to 22 only"
+    ):
+        layer_pairs(None, student, tuple(range(10, 23)))
+    with pytest.raises(TrainError, match="but there is attention of none; dump again"):
+        layer_pairs(None, student, ())

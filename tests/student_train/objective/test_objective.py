@@ -9,7 +9,7 @@ import torch
 
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.losses.loss_sum import LossSum
 from alignkd.student_train.objective.adapters import Adapters
 from alignkd.student_train.objective.counts import GlobalCounts

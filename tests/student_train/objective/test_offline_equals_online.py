@@ -10,8 +10,8 @@ import torch
 from alignkd.storage import SampleOrder
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.dataset import CachedDataset
 from alignkd.student_train.data.decode import EncodedTensor
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.data.targets import FullTargets
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.engine.build import build_engine

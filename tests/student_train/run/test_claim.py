@@ -19,7 +19,7 @@ from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.output import CONFIG, METRICS, read_configuration
-from alignkd.student_train.run.claim import LOCK, check_output, claimed
+from alignkd.student_train.run.output.claim import LOCK, check_output, claimed
 from alignkd.student_train.trainer import train
 
 OF_A_RUN = {"data": {}, "store": {"path": "store"}, "train": {"steps": 1}}

@@ -15,8 +15,8 @@ from alignkd.storage.schema.sealed_json import seal, unseal
 from alignkd.student_train.checkpoints.checkpoint import all_checkpoints
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run import export_checkpoint as module
-from alignkd.student_train.run.export_checkpoint import export_checkpoint
+from alignkd.student_train.run.output import export_checkpoint as module
+from alignkd.student_train.run.output.export_checkpoint import export_checkpoint
 from alignkd.student_train.trainer import train
 
 MakeJob = Callable[..., TrainJob]

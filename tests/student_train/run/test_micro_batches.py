@@ -12,7 +12,7 @@ from processes_of_two import ended, run_two
 from safetensors.torch import load_file
 
 from alignkd.storage import StoreReader
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.run.plan import plan_run

@@ -19,7 +19,7 @@ from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.tools.merge import merge_stores
 from alignkd.storage.tools.select.choose import Choice, choose
 from alignkd.student_train.config import TrainConfig
-from alignkd.student_train.data.held_out import held_out_of
+from alignkd.student_train.data.samples.held_out import held_out_of
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.logits.group_sizes import GroupSizes
@@ -316,6 +316,6 @@ def test_a_store_without_pairs_or_without_the_reference(
 ) -> None:
     with pytest.raises(ValueError, match=r"has no pair of a chosen and a rejected answer; dump data with data\.pairs"):
         train(make_run("no pairs", store=exact_store))
-    monkeypatch.setattr("alignkd.student_train.run.target_sources.has_sequence_logprob", lambda manifest: False)
+    monkeypatch.setattr("alignkd.student_train.run.checks.target_sources.has_sequence_logprob", lambda manifest: False)
     with pytest.raises(ValueError, match="lacks sequence_logprob, the reference"):
         train(make_run("no reference"))

@@ -15,12 +15,13 @@ from processes_of_two import ended, run_two
 from alignkd.storage import Codecs, LogitsCodec, StoreReader
 from alignkd.storage.tools.merge import merge_stores
 from alignkd.student_train.checkpoints.checkpoint import check_same_settings
-from alignkd.student_train.data import dataset, sources
+from alignkd.student_train.data.samples import dataset, sources
 from alignkd.student_train.distributed.ranks import start_ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.counts import GlobalCounts
-from alignkd.student_train.run import checks, mixture
+from alignkd.student_train.run import mixture
+from alignkd.student_train.run.checks import fit as checks
 from alignkd.student_train.run.plan import plan_run
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.stores import TrainStore, store_problems, store_weights

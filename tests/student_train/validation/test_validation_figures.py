@@ -13,8 +13,8 @@ from processes_of_two import run_two
 
 from alignkd.storage import StoreReader
 from alignkd.student_train.data.collate import collate
-from alignkd.student_train.data.held_out import fixed_subset, held_out_positions
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.held_out import fixed_subset, held_out_positions
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.settings import LossConfig

@@ -10,9 +10,9 @@ from torch import Tensor
 from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.record import HiddenStates, SampledLogits, TruncatedLogits
-from alignkd.teacher_dump.targets import distribution
-from alignkd.teacher_dump.targets.distribution import draws_of, keep_distribution
-from alignkd.teacher_dump.targets.distribution import stored_logits as from_rows
+from alignkd.teacher_dump.targets.logits import distribution
+from alignkd.teacher_dump.targets.logits.distribution import draws_of, keep_distribution
+from alignkd.teacher_dump.targets.logits.distribution import stored_logits as from_rows
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float32"},

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkd.storage import SampledLogits
-from alignkd.teacher_dump.targets.drawing import draw_tokens, sampled_logits, uniforms
+from alignkd.teacher_dump.targets.logits.drawing import draw_tokens, sampled_logits, uniforms
 
 
 def draw(logits: torch.Tensor, numbers: np.ndarray) -> SampledLogits:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignkd.teacher_dump.targets import most_likely as module
-from alignkd.teacher_dump.targets.most_likely import MostLikely, most_likely_tokens
-from alignkd.teacher_dump.targets.most_likely_host import FEW, GROUP_SIZE, Enough
-from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
+from alignkd.teacher_dump.targets.logits import most_likely as module
+from alignkd.teacher_dump.targets.logits.most_likely import MostLikely, most_likely_tokens
+from alignkd.teacher_dump.targets.logits.most_likely_host import FEW, GROUP_SIZE, Enough
+from alignkd.teacher_dump.targets.logits.truncation import keep_nucleus, keep_top_k, truncated_logits
 
 
 def check(found: MostLikely, logits_NV: Tensor, labels_N: Tensor, count: int) -> None:
@@ -109,7 +109,7 @@ def test_fewer_entries_where_they_are_enough_change_nothing(p: float, least: int
     settings = {"min_entries": least, "max_entries": 500}
     short = keep_nucleus(logits, labels, p=p, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alignkd.teacher_dump.targets.truncation.Enough", lambda **values: None)
+        patch.setattr("alignkd.teacher_dump.targets.logits.truncation.Enough", lambda **values: None)
         full = keep_nucleus(logits, labels, p=p, **settings)
     narrow = short["logprobs"].isneginf().any(dim=-1)
     assert narrow.any() == (p < 1) and not narrow.all() and not full["logprobs"].isneginf().any()

@@ -19,8 +19,8 @@ from alignkd.storage.schema.targets.sequence import SEQUENCE_LOGPROB, SEQUENCE_T
 from alignkd.storage.tools.verify.sequence import SequenceSums
 from alignkd.teacher_dump import fingerprint
 from alignkd.teacher_dump.dump import dump
-from alignkd.teacher_dump.targets import distribution
-from alignkd.teacher_dump.targets.distribution import keep_distribution, sequence_logprob, stored_logits
+from alignkd.teacher_dump.targets.logits import distribution
+from alignkd.teacher_dump.targets.logits.distribution import keep_distribution, sequence_logprob, stored_logits
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"dtype": "float16"},

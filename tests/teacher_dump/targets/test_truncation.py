@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignkd.storage import TruncatedLogits
-from alignkd.teacher_dump.targets.truncation import keep_nucleus, keep_top_k, truncated_logits
+from alignkd.teacher_dump.targets.logits.truncation import keep_nucleus, keep_top_k, truncated_logits
 from alignkd.vlm.attention.focus import focus_scores, vision_top_index
 
 

@@ -13,11 +13,11 @@ from live_bytes import LiveBytes
 from plain_divergences import plain_sinkhorn, truncated_rows
 from torch import Tensor
 
+from alignkd.student_train.losses.logits.divergences.sinkhorn import full_cost, log_plan, sinkhorn, truncated_cost
+from alignkd.student_train.losses.logits.divergences.tvd import tvd
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, per_outcome
 from alignkd.student_train.losses.logits.rows import RowDivergence
-from alignkd.student_train.losses.logits.sinkhorn import full_cost, log_plan, sinkhorn, truncated_cost
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
-from alignkd.student_train.losses.logits.tvd import tvd
 from alignkd.student_train.losses.position_groups import chunks_of_groups, groups_in, position_groups
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "objectives" / "sinkhorn"
@@ -168,7 +168,7 @@ def test_no_number_per_pair_and_token_is_held(monkeypatch: pytest.MonkeyPatch) -
     """48 x 48 x V numbers would be 18 MiB; the blocks of the gradient are bounded."""
     num, vocab = 48, 2048
     student_NV, teacher_NV = (x.float() for x in logits(num, 0, vocab))
-    monkeypatch.setattr("alignkd.student_train.losses.logits.sinkhorn._BLOCK", 2 * num * vocab)
+    monkeypatch.setattr("alignkd.student_train.losses.logits.divergences.sinkhorn._BLOCK", 2 * num * vocab)
     with LiveBytes() as live:
         value_and_gradient(student_NV, lambda x: logit_loss(x, teacher_NV, divergence=sinkhorn(), groups=(num,)).total)
     assert live.peak < 16 * num * vocab * 4 < num * num * vocab * 4

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from plain_divergences import plain_total, truncated_rows
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.akl import akl, head_mask
-from alignkd.student_train.losses.logits.bild import bild
-from alignkd.student_train.losses.logits.cosine import cosine_probs
+from alignkd.student_train.losses.logits.divergences.akl import akl, head_mask
+from alignkd.student_train.losses.logits.divergences.bild import bild
+from alignkd.student_train.losses.logits.divergences.cosine import cosine_probs
+from alignkd.student_train.losses.logits.divergences.ofa import ofa
+from alignkd.student_train.losses.logits.divergences.tvd import tvd
 from alignkd.student_train.losses.logits.logit_loss import logit_loss, per_outcome
-from alignkd.student_train.losses.logits.ofa import ofa
 from alignkd.student_train.losses.logits.outcomes import outcomes
 from alignkd.student_train.losses.logits.rows import RowDivergence
 from alignkd.student_train.losses.logits.truncated_distribution import TruncatedDistribution
-from alignkd.student_train.losses.logits.tvd import tvd
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "objectives" / "token_divergences"
 V = 9

@@ -16,7 +16,7 @@ from alignkd.student_train.job import TrainJob
 from alignkd.student_train.objective.objective import weighted_total
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
 from alignkd.student_train.run.attention.row_reference import FILE
-from alignkd.student_train.run.export_checkpoint import export_checkpoint
+from alignkd.student_train.run.output.export_checkpoint import export_checkpoint
 from alignkd.student_train.run.plan import open_samples
 from alignkd.student_train.run.student import build_student
 from alignkd.student_train.trainer import train

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes_of_two import ended
 
-from alignkd.student_train.data.held_out import held_out_positions
+from alignkd.student_train.data.samples.held_out import held_out_positions
 from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob

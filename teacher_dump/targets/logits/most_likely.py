@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignkd.teacher_dump.targets.device_codecs import extremes
-from alignkd.teacher_dump.targets.most_likely_host import ID_BITS, ID_MASK, Enough, in_order, select
+from alignkd.teacher_dump.targets.logits.most_likely_host import ID_BITS, ID_MASK, Enough, in_order, select
 
 # bytes of float32 logits processed at a time, so that they stay in the cache
 CACHED_BYTES = 4 << 20

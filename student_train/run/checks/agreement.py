@@ -13,7 +13,7 @@ from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.errors import TrainError
-from alignkd.student_train.run.target_sources import needs_head, targets_by_term, targets_of_stem
+from alignkd.student_train.run.checks.target_sources import needs_head, targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 from alignkd.vlm.stem.file import STEM_FILE
 from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE

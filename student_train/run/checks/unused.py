@@ -14,7 +14,7 @@ from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
 from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
 from alignkd.student_train.objective.settings import LossConfig
-from alignkd.student_train.run.target_sources import targets_by_term, targets_of_stem
+from alignkd.student_train.run.checks.target_sources import targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
 
 

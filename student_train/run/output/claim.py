@@ -21,7 +21,7 @@ from alignkd.storage.files.leftovers import is_dropping
 from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError, writing
 from alignkd.student_train.output import CONFIG, METRICS, read_configuration
-from alignkd.student_train.run.lock import LOCK, described_holder
+from alignkd.student_train.run.output.lock import LOCK, described_holder
 
 logger = logging.getLogger(__name__)
 # `alignkd train --status` holds the lock for microseconds, so a busy lock is tried again

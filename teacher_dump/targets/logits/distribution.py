@@ -17,8 +17,8 @@ from alignkd.storage.codecs.settings import LogitsCodec
 from alignkd.storage.errors import RecordError
 from alignkd.storage.record.record import HiddenStates, Logits, Target
 from alignkd.teacher_dump.targets.device_codecs import EXTREMES, StoredParts, encode, extremes
-from alignkd.teacher_dump.targets.drawing import draw_tokens, sampled_logits, uniforms
-from alignkd.teacher_dump.targets.truncation import NOT_FINITE, keep_nucleus, keep_top_k, truncated_logits
+from alignkd.teacher_dump.targets.logits.drawing import draw_tokens, sampled_logits, uniforms
+from alignkd.teacher_dump.targets.logits.truncation import NOT_FINITE, keep_nucleus, keep_top_k, truncated_logits
 
 POSITIONS_AT_ONCE = 512
 # float32 [N], log-probability of the label among all tokens

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from alignkd.storage import StoreReader, check_fingerprint
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, stores_advantage
-from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
-from alignkd.student_train.data.sources import sources_of
+from alignkd.student_train.data.samples.lengths import same_vision_tokens, sequence_lengths
+from alignkd.student_train.data.samples.sources import sources_of
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.objective.settings import MATCHED, LossConfig
 from alignkd.student_train.objective.terms import TERMS

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from alignkd.storage import StoreReader
 from alignkd.storage.read.pairs import Pairs
 from alignkd.storage.schema.order import WORD
-from alignkd.student_train.data.training_set import TrainingSet
+from alignkd.student_train.data.samples.training_set import TrainingSet
 from alignkd.student_train.errors import TrainError
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage.record.distributions import TruncatedLogits
-from alignkd.teacher_dump.targets.exact_mass import ONE, cumulative_mass, integer_mass
-from alignkd.teacher_dump.targets.most_likely import MostLikely, most_likely_tokens
-from alignkd.teacher_dump.targets.most_likely_host import Enough
+from alignkd.teacher_dump.targets.logits.exact_mass import ONE, cumulative_mass, integer_mass
+from alignkd.teacher_dump.targets.logits.most_likely import MostLikely, most_likely_tokens
+from alignkd.teacher_dump.targets.logits.most_likely_host import Enough
 
 # Columns of a dense table of entries: int32 [N, K] and float [N, K] by descending log-probability, int32 [N] number of
 # kept entries, float [N] log-probability of the label, NaN if the label is among them, float32 [N].

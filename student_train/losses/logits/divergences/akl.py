@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.divergences import forward_kl, reverse_kl
+from alignkd.student_train.losses.logits.divergences.f_divergences import forward_kl, reverse_kl
 from alignkd.student_train.losses.logits.rows import (
     BucketedRows,
     FullRows,

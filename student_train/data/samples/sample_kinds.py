@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import SampleOrder, StoreReader
-from alignkd.student_train.data.lengths import sequence_lengths
+from alignkd.student_train.data.samples.lengths import sequence_lengths
 
 
 class SampleKinds:

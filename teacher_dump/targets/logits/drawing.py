@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignkd.storage.record.distributions import SampledLogits
-from alignkd.teacher_dump.targets.exact_mass import cumulative_mass, integer_mass
-from alignkd.teacher_dump.targets.truncation import smallest_ids
+from alignkd.teacher_dump.targets.logits.exact_mass import cumulative_mass, integer_mass
+from alignkd.teacher_dump.targets.logits.truncation import smallest_ids
 
 DRAWN, ENTROPY = "drawn", "entropy"
 LARGEST_UINT8 = 2**8 - 1

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
-from alignkd.student_train.data.lengths import same_vision_tokens, sequence_lengths
-from alignkd.student_train.data.sources import sources_of
+from alignkd.student_train.data.samples.lengths import same_vision_tokens, sequence_lengths
+from alignkd.student_train.data.samples.sources import sources_of
 from alignkd.vlm.data.images import read_image_bytes
 from alignkd.vlm.data.turns import turns_of
 from alignkd.vlm.errors import SampleError

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alignkd.student_train.losses.logits.tvd import tvd
+from alignkd.student_train.losses.logits.divergences.tvd import tvd
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # student and teacher log-probabilities -> terms of the same shape
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from alignkd.storage import Record, StoreReader
 from alignkd.storage.read.pairs import Pairs
-from alignkd.student_train.data.dataset import CachedDataset
+from alignkd.student_train.data.samples.dataset import CachedDataset
 from alignkd.vlm.inputs.examples import Example, Preparation
 
 

@@ -1,0 +1,1 @@
+"""Divergences of next-token distributions: one formula per file."""

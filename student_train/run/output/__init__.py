@@ -1,0 +1,1 @@
+"""The output folder of a run: its claim, its lock, exports of its checkpoints."""

@@ -1,0 +1,1 @@
+"""The teacher's next-token distribution in the forms that a store keeps."""

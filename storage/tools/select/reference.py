@@ -128,7 +128,7 @@ def _of_file(reader: StoreReader, path: Path) -> NDArray[np.float64]:
         ) from None
     if infinite := int(np.isinf(values).sum()):
         raise StoreError(
-            f"reference {path}: {infinite} of {values.size} values of {MEAN_NLL} are infinite, expected nats per label; "
+            f"reference {path}: {infinite} of {values.size} values of {MEAN_NLL} are infinite, expected nats; "
             "correct them, or leave out the samples"
         )
     if index.ndim != 1 or index.shape != values.shape or index.dtype.kind not in "iu":

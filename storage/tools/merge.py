@@ -164,7 +164,10 @@ def _check_mergeable(first: StoreReader, other: StoreReader) -> None:
         if ours.get(name) != theirs.get(name)
     ]
     if differing:
-        raise StoreError(f"stores cannot be merged: {'; '.join(differing)}; merge stores of one teacher and one dump")
+        raise StoreError(
+            f"stores cannot be merged: {'; '.join(differing)}; merge stores of one teacher with the same settings of "
+            "`store`, written by the same version, or train from both as they are (`store: [FIRST, SECOND]`)"
+        )
 
 
 def _decisive(manifest: Manifest) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from alignkd.pipeline.demo.recipes import OBJECTIVES, Recipe
+from alignkd.pipeline.demo.recipes import AUTHORS, Recipe
 from demo_rows.settings import Grid, Setting
 
 OBJECTIVES_SETTINGS = 4
@@ -37,5 +37,5 @@ def _grid(recipe: Recipe) -> Grid:
     return Grid(recipe=recipe, settings=settings, halving=False, seeds=1)
 
 
-OBJECTIVE_GRIDS = {recipe.name: _grid(recipe) for recipe in OBJECTIVES}
+OBJECTIVE_GRIDS = {recipe.name: _grid(recipe) for recipe in AUTHORS}
 """Grids by the names of the methods' presets."""

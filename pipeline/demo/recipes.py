@@ -130,35 +130,51 @@ def _targets_of_all_methods() -> dict[str, Any]:
 
 
 # The changes of these were chosen by benchmarks/demo_selection.py --objectives.
-_CHOSEN: Mapping[str, Mapping[str, Any]] = {}
+_CHOSEN: Mapping[str, Mapping[str, Any]] = {
+    "taid": {"train": {"learning_rate": 4e-3}, "losses": {"supervised": 1.0}},  # rate-0.004-with-labels
+    "llava_kd": {"train": {"learning_rate": 2e-3}},  # rate-0.002-authors
+    "compodistill": {"train": {"learning_rate": 4e-3}, "losses": {"attention": 70.0}},  # rate-0.004-attention-70
+    "llava_mod": {"train": {"learning_rate": 4e-3}, "losses": {"supervised": 1.0}},  # rate-0.004-with-labels
+    "em_kd": {"train": {"learning_rate": 4e-3}},  # rate-0.004-authors
+    "mcd": {"train": {"learning_rate": 4e-3}},  # rate-0.004-authors
+    "bild": {"train": {"learning_rate": 2e-3}},  # rate-0.002-authors
+    "sinkhorn": {"train": {"learning_rate": 4e-3}},  # rate-0.004-authors
+}
 _OBJECTIVES = Store(name="objectives", keys=_targets_of_all_methods())
 
 
 def _of_method(name: str) -> Recipe:
     """The row of a published method: the losses of its preset, on the store of all of them."""
-    method, chosen = METHODS[name], _CHOSEN.get(name, {})
+    method = METHODS[name]
     return Recipe(
         name=name,
         label=method.method,
         store=_OBJECTIVES,
-        losses={SUPERVISED: 0.0, **method.losses, **chosen.get("losses", {})},
-        train={**method.train, **chosen.get("train", {})},
+        losses={SUPERVISED: 0.0, **method.losses},
+        train=method.train,
     )
 
 
 def _of_divergence(name: Literal["bild", "sinkhorn"], label: str) -> Recipe:
     """The row of a published divergence of answer logits beside the labels."""
-    losses = {"logit": 1.0, "logit_divergence": name, **_CHOSEN.get(name, {}).get("losses", {})}
-    train = _CHOSEN.get(name, {}).get("train", {})
-    return Recipe(name=name, label=label, store=_OBJECTIVES, losses=losses, train=train)
+    return Recipe(name=name, label=label, store=_OBJECTIVES, losses={"logit": 1.0, "logit_divergence": name})
 
 
-OBJECTIVES = (
+def _with_chosen(row: Recipe) -> Recipe:
+    """The row with its chosen changes."""
+    changes = _CHOSEN.get(row.name, {})
+    losses, train = ({**getattr(row, name), **changes.get(name, {})} for name in ("losses", "train"))
+    return replace(row, losses=losses, train=train)
+
+
+AUTHORS = (
     *(_of_method(name) for name, method in METHODS.items() if not method.pairs),
     _of_divergence("bild", "BiLD"),
     _of_divergence("sinkhorn", "SinKD"),
 )
-"""A row for each preset of a published method, and two of divergences alone."""
+"""A row for each preset of a published method, and two of divergences alone, with their authors' values."""
+OBJECTIVES = tuple(map(_with_chosen, AUTHORS))
+"""The same rows with their chosen settings."""
 SHOWN = (SUPERVISED_ONLY, EVERYTHING, TWO_LAYERS)
 """The rows of a plain `alignkd demo`."""
 ROWS = {

@@ -33,7 +33,7 @@ class Int8Unit:
 
     def encode(self, values: NDArray[Any]) -> Parts:
         """Raises:
-        RecordError: a value is no cosine: above 1.0001 in magnitude, or NaN.
+        RecordError: a value is not a cosine: above 1.0001 in magnitude, or NaN.
         """
         values = values.astype(np.float32, copy=False)
         smallest, largest = values.min(initial=0), values.max(initial=0)

@@ -191,7 +191,7 @@ class CounterfactualTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceTargets:
-    """The G pairs of a batch, and what the teacher says of their answers.
+    """The G pairs of a batch, and the teacher's log-probabilities of their answers.
 
     Attributes:
         places_M: int64, which of the batch's N supervised positions belong to them, answer by answer: the chosen and

@@ -87,7 +87,7 @@ def fused_head_losses(
         rows_of_position: consecutive states that a term compares with one another; N is a multiple of it, and a chunk
             does not divide them.
         groups: sizes of the groups of consecutive positions that a term compares with one another, of which a chunk has
-            as many as fit, but at least one; their sum is N. Empty: `rows_of_position` says what belongs together.
+            as many as fit, but at least one; their sum is N. Empty: `rows_of_position` gives what belongs together.
 
     Returns:
         Sums in float32 (float64 for float64 input), those of the figures last; only the totals of the terms have a

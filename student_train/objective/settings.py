@@ -205,8 +205,8 @@ class LossConfig(_Weights):
             )
         if layer is None and self.relations_layer is not None:
             raise ValueError(
-                f"relations_layer is {self.relations_layer}, but relations_of {self.relations_of!r} is no layer; leave "
-                "relations_layer out, or set relations_of to layer_K"
+                f"relations_layer is {self.relations_layer}, but relations_of {self.relations_of!r} is not a "
+                "layer; leave relations_layer out, or set relations_of to layer_K"
             )
         if layer is not None and self.relation_rows == "plain":
             raise ValueError(

@@ -1,7 +1,7 @@
 """The target `vision_text_affinity`: cosines of the teacher's last hidden states at text queries and vision tokens.
 
 Text queries are the text positions after the last vision token of the last image: those that see every image. Text
-before an image does not depend on it, and padding is no position of a sample.
+before an image does not depend on it, and padding is not a position of a sample.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TermNote:
-    """What a document says of a term.
+    """What a document contains about a term.
 
     Attributes:
         formula: in words and symbols; teacher t or p, student s or q.

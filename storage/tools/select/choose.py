@@ -82,7 +82,7 @@ class Chosen:
 
 
 def choose(reader: StoreReader, choice: Choice, bar: Bar) -> Chosen:
-    """Score every record and keep those that `choice` asks for.
+    """Score every record and keep those that `choice` selects.
 
     Raises:
         StoreError: store or reference do not have what the criterion needs, or no sample has a score.

@@ -73,7 +73,7 @@ def _of_entries(found: TruncatedLogits, labels: NDArray[np.int64], top_k: int | 
     own = np.full(len(labels), -np.inf)
     own[position[is_label]] = logprobs[is_label]
     before = np.bincount(position[logprobs > own[position]], minlength=len(labels)).astype(np.int64)
-    # the label is certainly one of the most probable tokens if a kept token is not before it, or if it is no addition
+    # the label is certainly one of the most probable tokens if a kept token is not before it, or if it was not added
     is_last = before == counts - 1
     added = counts > (1 if top_k is None or found.tail_logmass is None else top_k)
     kept = np.bincount(position[is_label], minlength=len(labels)) > 0

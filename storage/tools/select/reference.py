@@ -22,7 +22,7 @@ INDEX, MEAN_NLL = "index", "mean_nll"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceNlls:
-    """What a reference says about the records of a store.
+    """What a reference contains about the records of a store.
 
     Attributes:
         mean_nll: float64 [n]; NaN for a record that the reference lacks.

@@ -27,7 +27,7 @@ class FullRows:
 
     Attributes:
         student_NV, teacher_NV: float32 or float64 log-probabilities at the temperature of the loss.
-        labels_N: int64, the data's own next token; None if nobody gave them.
+        labels_N: int64, the data's own next token; None if they are not given.
         step_values: numbers that change from step to step, by name; the caller sets them.
         groups: sizes of the groups of consecutive positions that are compared with one another; their sum is n. Empty
             for a divergence without groups.
@@ -46,7 +46,7 @@ class TruncatedRows:
 
     Attributes:
         student: log-probabilities at temperature 1 of the teacher's entries and of its tail; those of the labels, and
-            squared masses, only for a divergence that asks for them.
+            squared masses, only for a divergence that needs them.
         teacher: its tail is None where the store does not know it.
         temperature: that of the loss; other than 1 only for a divergence that is `tempered` on truncated teachers.
         labels_N, step_values: as in `FullRows`.
@@ -85,7 +85,7 @@ class RowDivergence:
         group_positions: largest number of consecutive positions of a sample that are compared with one another; None:
             each position is compared alone.
         tempered: `truncated` is defined at every temperature. The others need the tempered mass of the tail, which
-            nobody knows.
+            is unknown.
         uses_labels: it needs the labels, and their log-probabilities in the student's outcomes.
         uses_squares: `truncated` needs the student's squared mass in the tail.
         figures: names of further values, without gradient; `full` and `truncated` then return [1 + figures, n].

@@ -29,7 +29,7 @@ class LogitSettings(DivergenceSettings, Protocol):
 
 
 def stored_logits(kind: str, tail: str | None) -> StoredLogits | None:
-    """What a store knows of the teacher, by its kind of logits and `LogitsCodec.tail`; None: it keeps no logits."""
+    """The form of a store's logits, from their kind and `LogitsCodec.tail`; None: it keeps no logits."""
     if tail == "unknown":
         return "unknown tail"
     return next((name for name in get_args(StoredLogits) if name == kind), None)
@@ -63,7 +63,7 @@ def problems_with_store(settings: LogitSettings, logits_kind: str, where: str, t
     """
     stored = stored_logits(logits_kind, tail)
     if stored is None:
-        return []  # that targets are missing is said elsewhere
+        return []  # missing targets are reported elsewhere
     name, found, problems = settings.logit_divergence, f"but {where} keeps logits {logits_kind!r}", []
     entry = DIVERGENCES[name]
     if stored not in entry.accuracy:

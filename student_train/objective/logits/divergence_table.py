@@ -37,7 +37,7 @@ LogitDivergence = Literal[
     "sinkhorn",
     "taid",
 ]
-# What a store knows of the teacher: its kind of logits, or `unknown tail` for entries without the mass of all others.
+# The form of a store's logits: their kind, or `unknown tail` for entries without the mass of all others.
 StoredLogits = Literal["full", "hidden", "topk", "nucleus", "unknown tail", "sampled"]
 # exact: the divergence over the whole vocabulary. lower bound: of it. bounded error: `note` has the bound. kept tokens:
 # by its own definition a function of the tokens that a position keeps. estimate: unbiased. approximate: none of these.

@@ -1,8 +1,8 @@
 """The term `preference`: a loss on the log-probabilities of whole answers, with the teacher's as the reference.
 
-It is no sum over positions, so its gradient at a position is known only when all positions of the answer are. The head
-is computed twice: first without gradient, which gives the log-probability s of each answer, and then fused, where each
-position has the weight d loss / d s of its answer. So no [N, V] tensor exists, and the gradient is the exact one.
+It is not a sum over positions, so its gradient at a position is known only when all positions of the answer are. The
+head is computed twice: first without gradient, which gives the log-probability s of each answer, and then fused, where
+each position has the weight d loss / d s of its answer. So no [N, V] tensor exists, and the gradient is the exact one.
 
 Shapes: G pairs of the batch, M supervised positions of their answers, D the student's hidden size, V vocabulary.
 """

@@ -104,7 +104,7 @@ def test_temperatures(name: Any) -> None:
 def test_messages_about_a_store(given: Any, kind: str, message: str) -> None:
     assert LossConfig(**given).problems_with(kind, "store s") == [message]
     assert LossConfig(**given, logit=0.0).problems_with(kind, "store s") == []
-    assert LossConfig(**given).problems_with("none", "store s") == []  # that there is no target is said elsewhere
+    assert LossConfig(**given).problems_with("none", "store s") == []  # the missing target is reported elsewhere
 
 
 def test_message_about_an_unknown_tail() -> None:

@@ -59,7 +59,7 @@ def test_presets_weigh_every_term() -> None:
         ({"losses": {"attention": -1.0}}, "attention"),
         ({"losses": {"supervised": 0, "logit": 0}}, "nothing trains the decoder"),
         ({"losses": {"relation": 1, "relations_of": "layer_3"}}, "relations_layer is not given"),
-        ({"losses": {"relation": 1, "relations_layer": 3}}, "relations_of 'last_hidden' is no layer"),
+        ({"losses": {"relation": 1, "relations_layer": 3}}, "relations_of 'last_hidden' is not a layer"),
         ({"losses": {"relations_of": "projector"}}, "relation is 0, so it is not used"),
         ({"losses": {"visual_logit_temperature": 2.0}}, "visual_logit is 0, so it is not used"),
         ({"losses": {"relation": 1, "relations_of": "middle"}}, "found 'middle', expected last_hidden, projector"),

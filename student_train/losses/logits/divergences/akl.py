@@ -6,7 +6,7 @@ mass. With g_head = sum of |p - q| over the head, and g_tail over all others:
     (g_head KL(p, q) + g_tail KL(q, p)) / (g_head + g_tail)
 
 The weights have no gradient. On a truncated teacher both divergences and g_tail are those of kept tokens and a bucket,
-which belongs to the tail: each divergence is a lower bound, their weighted mean is no bound. The head is the same
+which belongs to the tail: each divergence is a lower bound, their weighted mean is not a bound. The head is the same
 wherever the kept tokens are the most probable ones and their mass reaches the share; where it does not, the head is all
 kept tokens.
 """

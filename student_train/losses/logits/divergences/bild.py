@@ -22,7 +22,7 @@ from alignkd.student_train.losses.logits.rows import NO_MASS, FullRows, RowDiver
 def bild(k: int = 8, temperature: float = 3.0, *, student_led: bool = True) -> RowDivergence:
     """The row divergence: the sum of the teacher-led and, if asked for, the student-led loss.
 
-    The student-led loss needs the teacher at tokens that the student chooses, so then there is no truncated form.
+    The student-led loss needs the teacher at tokens that the student chooses, so then it has no truncated form.
     """
     teacher_led = partial(truncated_values, k=k, temperature=temperature)
     return RowDivergence(

@@ -1,7 +1,7 @@
 """1 - cosine of the two vectors of probabilities: p·q / (|p| |q|) with Euclidean norms.
 
-It is no f-divergence: probabilities of different tokens may not be added. A truncated teacher gives the product and its
-own norm over the kept tokens; the student's norm is over the whole vocabulary. The error is then at most
+It is not an f-divergence: probabilities of different tokens may not be added. A truncated teacher gives the product
+and its own norm over the kept tokens; the student's norm is over the whole vocabulary. The error is then at most
 2 |p_tail| / |p|, with p_tail the teacher's probabilities of the tokens that are not kept: p_kept and p differ by
 p_tail, so their directions differ by at most 2 |p_tail| / |p|, and the cosines with a fixed direction by no more.
 """

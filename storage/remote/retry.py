@@ -36,7 +36,7 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
             return work(deadline)
         except TransientError as error:
             reason, asked = str(error), error.after_seconds
-        pause = max(_pause(attempt), asked)
+        pause = max(pause_seconds(attempt), asked)
         if attempt == settings.attempts or time.monotonic() + pause > deadline:
             break
         time.sleep(pause)
@@ -46,7 +46,7 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
     )
 
 
-def _pause(attempt: int) -> float:
+def pause_seconds(attempt: int) -> float:
     """Seconds before the next attempt: exponential, with jitter so that many readers do not repeat together."""
     longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)

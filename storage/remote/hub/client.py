@@ -243,6 +243,24 @@ class HubClient:
             )
         return str(made.oid)
 
+    def sha256_of(self, addition: Any) -> str:
+        """sha256 (hex) of what an addition sends; computed once, also for `upload`."""
+        return str(addition.upload_info.sha256.hex())
+
+    @contextmanager
+    def no_bars(self) -> Iterator[None]:
+        """Without the client's progress bars, one per shard, for the length of a block."""
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+        if are_progress_bars_disabled():
+            yield
+            return
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            enable_progress_bars()
+
     def _api(self) -> Any:
         from huggingface_hub import HfApi
 

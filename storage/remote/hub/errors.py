@@ -33,6 +33,14 @@ class ChangedError(Exception):
     """The data set has another newest commit than expected."""
 
 
+class NoDataSetError(RemoteError):
+    """The hub has no such data set, or does not show it to this user."""
+
+
+class NoRevisionError(RemoteError):
+    """The data set has no such branch, tag or commit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubProblem:
     """Where an exception was raised: what the line names."""
@@ -78,9 +86,9 @@ def _known(error: BaseException, where: HubProblem) -> Exception | None:
         login = "" if where.has_token else ", then `hf auth login`"
         return RemoteError(f"{subject}: the data set is gated; ask for access on {where.page}{login}")
     if "RepositoryNotFoundError" in names:
-        return RemoteError(f"{subject}: {_not_found(where)}")
+        return NoDataSetError(f"{subject}: {_not_found(where)}")
     if "RevisionNotFoundError" in names:
-        return RemoteError(
+        return NoRevisionError(
             f"{subject}: the data set has no revision {where.revision!r}; choose a branch, a tag or a commit of "
             f"{where.page}"
         )

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+
 import pytest
+import huggingface_hub.constants as hub_constants
 from hub_server import WRITER, Blob, HubServer, Repo, is_binary
 
 from alignkd.storage import Manifest, open_writer
@@ -30,7 +31,7 @@ def hub(hub_service: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     server = hub_service
     server.repos, server.seen, server.faults, server.rate_limit_seconds = {}, [], [], 0
     server.objects.clear()
-    constants = huggingface_hub.constants
+    constants = hub_constants
     # what HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET set when the client is imported
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
@@ -51,7 +52,7 @@ def hub(hub_service: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """offline(True): as HF_HUB_OFFLINE=1 at the start of the process."""
-    return lambda value: monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", value)
+    return lambda value: monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", value)
 
 
 @pytest.fixture(scope="session")

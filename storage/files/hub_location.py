@@ -57,7 +57,9 @@ def parse_hub_location(location: str) -> HubLocation:
     """
     shown = re.sub(r"^hf:/+([^/@]*@)?", "hf://", location)
     if shown.count("@") < location.count("@"):
-        raise StoreError(f"{shown}: has credentials before the host; `hf auth login`, or set HF_TOKEN, and leave them out")
+        raise StoreError(
+            f"{shown}: has credentials before the host; `hf auth login`, or set HF_TOKEN, and leave them out"
+        )
     location = shown
     kind, _, rest = location.partition(":/")[2].strip("/").partition("/")
     if kind != "datasets":

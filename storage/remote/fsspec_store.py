@@ -1,7 +1,7 @@
 """A store in Google Cloud Storage (gs://) or Azure (az://, abfs://), read-only, through fsspec.
 
-fsspec knows the packages that read these places, gcsfs and adlfs; they find the credentials of their users. Each reads a
-range of an object, and lists. Writing would need conditional requests, which fsspec does not have.
+fsspec knows the packages that read these places, gcsfs and adlfs; they find the credentials of their users. Writing
+would need conditional requests, which fsspec does not have.
 """
 
 import os

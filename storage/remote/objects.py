@@ -1,4 +1,7 @@
-"""The objects of a remote store: the interface of `s3.py`, `http.py`, `fsspec_store.py` and `hub/`; checks of answers."""
+"""The objects of a remote store: the interface that `s3.py`, `http.py`, `fsspec_store.py` and `hub/` implement.
+
+Checks of answers, too.
+"""
 
 import re
 import time

@@ -1,7 +1,7 @@
 """A local server that speaks what huggingface_hub needs for data sets, and breaks on request.
 
-It answers as the hub does: repositories with branches of commits, `preupload`, `commit`, LFS batch and upload, `tree` in
-pages, `resolve` with Range, ETag and X-Repo-Commit, a redirect of large files to another host, and the hub's error
+It answers as the hub does: repositories with branches of commits, `preupload`, `commit`, LFS batch and upload, `tree`
+in pages, `resolve` with Range, ETag and X-Repo-Commit, a redirect of large files to another host, and the hub's error
 codes. The other host refuses requests with a token.
 """
 

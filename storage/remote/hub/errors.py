@@ -79,8 +79,8 @@ def _known(error: BaseException, where: HubProblem) -> Exception | None:
     subject = where.subject
     if where.is_offline and names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError"}:
         return RemoteError(
-            f"{subject}: HF_HUB_OFFLINE is set, and the hub's cache does not hold it; unset it, or fetch the store once "
-            f"with a connection: `hf download {where.repo} --repo-type dataset{_option(where)}`"
+            f"{subject}: HF_HUB_OFFLINE is set, and the hub's cache does not hold it; unset it, or fetch the store with "
+            f"a connection: `hf download {where.repo} --repo-type dataset{_option(where)}`"
         )
     if "GatedRepoError" in names:
         login = "" if where.has_token else ", then `hf auth login`"
@@ -113,7 +113,7 @@ def _refused(error: BaseException, where: HubProblem) -> Exception:
         return RemoteError(f"{where.subject}: the hub {refused}; {step}")
     if status == 403:
         return RemoteError(
-            f"{where.subject}: the token may not do this; `hf auth login` with one that may (to push: with write access "
+            f"{where.subject}: the token may not do this; `hf auth login` with one that may (to push, write access "
             f"to {where.repo})"
         )
     if status == 404:
@@ -126,7 +126,9 @@ def _refused(error: BaseException, where: HubProblem) -> Exception:
     if status in _TRANSIENT or status >= 500:
         return TransientError(f"the hub answers {status}")
     said = " ".join(str(getattr(error, "server_message", None) or "").split())[:160]
-    return RemoteError(f"{where.subject}: the hub answers {status}{f' ({said})' if said else ''}; correct it, run again")
+    return RemoteError(
+        f"{where.subject}: the hub answers {status}{f' ({said})' if said else ''}; correct it, run again"
+    )
 
 
 def _reset_seconds(response: object) -> float:

@@ -19,7 +19,7 @@ class HubFiles(ListedFiles):
     """See `alignkd.storage.files.source.StoreFiles`.
 
     Manifest, commit records and attachments are in the hub's cache. A shard file is read from there if `hf download`
-    has put it there; otherwise only the blocks that are needed are fetched, into the block cache, whose size is bounded.
+    has put it there; otherwise only the needed blocks are fetched, into the block cache, whose size is bounded.
     """
 
     absent = "there is no such file at this revision"

@@ -47,7 +47,9 @@ class CardFacts:
     def __post_init__(self) -> None:
         """Raises StoreError for what cannot stand in a card."""
         if self.licence is not None and not _LICENCE.fullmatch(self.licence):
-            raise StoreError(f"licence is {self.licence!r}, expected an identifier of the hub, such as cc-by-4.0 or other")
+            raise StoreError(
+                f"licence is {self.licence!r}, expected an identifier of the hub, such as cc-by-4.0 or other"
+            )
         if self.teacher is not None and not re.fullmatch(r"[^\n`<>|]{1,200}", self.teacher):
             raise StoreError(f"teacher is {self.teacher!r}, expected a name or a hub id on one line")
 

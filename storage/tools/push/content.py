@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
-from alignkd.storage.files.local import LocalFiles, read_file
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.remote.hub.client import HubFile, git_blob
 from alignkd.storage.schema.attachments import attachment_path
@@ -109,7 +109,6 @@ class PushedStore:
         for entry in commit.files:
             path = f"{commit.path}/{entry.path}"
             yield PushedFile(path=path, source=self.folder / path, num_bytes=entry.bytes, sha256=entry.sha256)
-
 
 
 def _layout_files(manifest: Manifest) -> dict[str, bytes]:

@@ -1,14 +1,14 @@
 """`alignkd shards push`: a store in a folder becomes a data set of the hub, or a newer state of it.
 
-A commit of the hub is atomic. Shards go first, in commits of some hundred files that no reader looks at; the last commit
-has the manifest, the commit records and the card. So the data set is at every commit no store yet, the store as it was,
-or the whole new one. What the hub has already is found by content, so a killed push continues where it was. Every commit
-names its parent: two pushes at the same time cannot mix.
+A commit of the hub is atomic. Shards go first, in commits of some hundred files that no reader looks at; the last
+commit has the manifest, the commit records and the card. So the data set is at every commit no store yet, the store as
+it was, or the whole new one. What the hub has already is found by content, so a killed push continues where it was.
+Every commit names its parent: two pushes at the same time cannot mix.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +53,7 @@ class PushOptions:
 
     private: bool = False
     message: str | None = None
-    facts: CardFacts = CardFacts()
+    facts: CardFacts = field(default_factory=CardFacts)
     replace_card: bool = False
     dry_run: bool = False
 
@@ -160,8 +160,8 @@ class _Push:
             return self._report(self._compared("", {}), None)
         if self.options.private and not data.private:
             raise StoreError(
-                f"{self.place.url}: the data set exists and is public; --private makes only a new one private. Change it "
-                f"on {self.client.endpoint}/datasets/{self.place.repo}/settings, or push without --private"
+                f"{self.place.url}: the data set exists and is public; --private makes only a new one private. Change "
+                f"it on {self.client.endpoint}/datasets/{self.place.repo}/settings, or push without --private"
             )
         if self.options.dry_run:
             found = self._compared(data.commit, self._tree(data.commit))
@@ -200,7 +200,9 @@ class _Push:
             except ChangedError:
                 changes += 1
                 if changes > MAX_CHANGES:
-                    raise StoreError(f"{self.place.url}: others change it at the same time; run the command again") from None
+                    raise StoreError(
+                        f"{self.place.url}: others change it at the same time; run the command again"
+                    ) from None
             except TransientError as error:
                 failures = 1 if self.sent.commits > before else failures + 1
                 wait = max(pause_seconds(failures), error.after_seconds)
@@ -289,9 +291,7 @@ class _Push:
         """Whether the card is to be written, and its text."""
         existing = self._read(CARD, head, MAX_CARD_BYTES).decode(errors="replace") if CARD in tree else None
         earlier = None if existing is None else facts_of(existing)
-        text = make_card(
-            self.place, self.store.manifest, self.store.commits, self.options.facts.or_else(earlier)
-        )
+        text = make_card(self.place, self.store.manifest, self.store.commits, self.options.facts.or_else(earlier))
         if existing == text:
             return "unchanged", text
         if existing is not None and earlier is None and not self.options.replace_card:
@@ -319,7 +319,7 @@ class _Push:
             content = found.card_text.encode()
             card = [PushedFile(path=CARD, source=content, num_bytes=len(content), sha256="")]
         heads = list(found.heads)
-        # a new store exists with its manifest, so that goes last; shards of an addition are refused without the manifest
+        # a new store exists with its manifest, so that goes last; shards of an addition are refused without it
         heads.sort(key=lambda file: file.path == FILE_NAME, reverse=found.exists)
         pieces = [heads[at : at + HEADS_FILES] for at in range(0, len(heads), HEADS_FILES)] or [[]]
         for number, piece in enumerate(pieces, 1):

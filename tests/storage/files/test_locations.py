@@ -10,7 +10,15 @@ from alignkd.storage.files.hub_location import parse_hub_location
 from alignkd.storage.files.location import as_location, check_location
 from alignkd.storage.places import open_files
 
-FOREIGN = ("gcs://b/s", "wasb://c@account.blob/s", "hdfs://name:9000/s", "ftp://h/s", "file:///data/s", "S3://b/s", "oss:/b/s")
+FOREIGN = (
+    "gcs://b/s",
+    "wasb://c@account.blob/s",
+    "hdfs://name:9000/s",
+    "ftp://h/s",
+    "file:///data/s",
+    "S3://b/s",
+    "oss:/b/s",
+)
 READ_ONLY = ("gs://b/s", "gs:/b/s", "az://b/s", "abfss://c@account.dfs/s", "https://host/store")
 
 
@@ -40,7 +48,12 @@ def test_a_web_server_is_only_read() -> None:
     check_location("https://host/store")
     with pytest.raises(StoreError, match=r"store https://host/store: can only be read; write to a folder or to s3://"):
         check_location("https://user:secret@host/store?token=secret", writing=True)
-    for location in ("gs://user:secret@host/x", "abfs://user:secret@host/x", "hf://secret@datasets/o/n", "ftp://u:secret@h"):
+    for location in (
+        "gs://user:secret@host/x",
+        "abfs://user:secret@host/x",
+        "hf://secret@datasets/o/n",
+        "ftp://u:secret@h",
+    ):
         with pytest.raises(StoreError) as refused:
             check_location(location)
         assert "secret" not in str(refused.value)

@@ -119,11 +119,10 @@ def test_what_goes_wrong_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "url, extra", [("gs://bucket/x", "gcs"), ("az://container/x", "azure"), ("abfs://c@a.dfs.core.windows.net/x", "azure")]
+    "url, extra",
+    [("gs://bucket/x", "gcs"), ("az://container/x", "azure"), ("abfs://c@a.dfs.core.windows.net/x", "azure")],
 )
-def test_a_missing_package_is_named(
-    url: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_package_is_named(url: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ALIGNKD_CACHE", str(tmp_path))
     for name in ("gcsfs", "adlfs"):
         monkeypatch.setitem(__import__("sys").modules, name, None)

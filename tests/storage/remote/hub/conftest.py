@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-
-import pytest
 import huggingface_hub.constants as hub_constants
+import pytest
 from hub_server import WRITER, Blob, HubServer, Repo, is_binary
 
 from alignkd.storage import Manifest, open_writer

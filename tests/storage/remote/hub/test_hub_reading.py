@@ -191,9 +191,7 @@ def test_what_stays_broken_is_one_line(
     put_store(hub_stores("webdataset"))
     reader = StoreReader(URL)
     hub.break_with("cut", lambda asked: "/storage/" in asked.path)
-    one_line(
-        f"{URL}/shards/00000000/00000000.idx: the connection broke, 3 attempts in", lambda: reader[0], RemoteError
-    )
+    one_line(f"{URL}/shards/00000000/00000000.idx: the connection broke, 3 attempts in", lambda: reader[0], RemoteError)
     hub.heal()
     hub.rate_limit_seconds = 400  # longer than ALIGNKD_REMOTE_DEADLINE: not waited for
     hub.break_with(429, lambda asked: "/storage/" in asked.path)

@@ -1,4 +1,4 @@
-"""Pushing a store: what the hub holds afterwards, and at every commit on the way; what is sent again, and what is not."""
+"""Pushing a store: what the hub holds afterwards, and at every commit on the way; what is not sent again."""
 
 import json
 import os
@@ -124,7 +124,9 @@ def test_a_grown_store_is_pushed_by_what_is_new(
     write_store(folder, grown)
     hub.seen.clear()
     report = push(folder)
-    new = {path: len(data) for path, data in tree_bytes(folder).items() if path not in old and path.startswith("shards")}
+    new = {
+        path: len(data) for path, data in tree_bytes(folder).items() if path not in old and path.startswith("shards")
+    }
     assert report.shards == (2, 3) and sent_bytes(hub) == sum(new.values())
     assert below(hub.repos[REPO]) == tree_bytes(folder) and list_store(URL) == list_store(folder)
     assert [str(record.id) for record in before] == [str(record.id) for record in list(StoreReader(folder))[:5]]

@@ -13,6 +13,7 @@ from alignkd.storage.files.location import FSSPEC_EXTRAS, parse_location
 from alignkd.storage.remote.objects import AbsentError, Listed, Span, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
 from alignkd.storage.remote.settings import RemoteSettings
+from alignkd.storage.schema.commit_record import SHARDS
 
 T = TypeVar("T")
 _TRANSIENT = ("TimeoutError", "ConnectionError", "ClientError", "ServiceRequestError", "ServiceResponseError")
@@ -26,6 +27,8 @@ class FsspecStore:
         parsed = parse_location(location)
         self.location = self.identity = parsed.url
         self.settings, self._scheme = settings, parsed.scheme
+        # a shard's file never changes
+        self._totals: dict[str, int] = {}
         self._system: Any = None
         self._root = ""
         self._pid = 0
@@ -39,7 +42,10 @@ class FsspecStore:
     def get_range(self, path: str, start: int, stop: int) -> Span:
         def attempt(system: Any) -> Span:
             # a request for bytes behind the end is an error of some services, so the size is asked for first
-            total = int(system.info(self._key(path))["size"])
+            if (total := self._totals.get(path)) is None:
+                total = int(system.info(self._key(path))["size"])
+                if path.startswith(f"{SHARDS}/"):
+                    self._totals[path] = total
             stop_here = min(stop, total)
             if start >= stop_here:
                 return Span(data=b"", total=total)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from alignkd.storage.errors import RemoteError
 from alignkd.storage.files.hub_location import HubLocation
 from alignkd.storage.remote.hub.errors import HubProblem, problem_of
-from alignkd.storage.remote.objects import Span, check_content_range, read_body
+from alignkd.storage.remote.objects import AbsentError, Span, check_content_range, read_body
 from alignkd.storage.remote.retry import with_retries
 from alignkd.storage.remote.settings import RemoteSettings
 
@@ -54,7 +54,8 @@ class HubData:
 class HubClient:
     """Requests about one data set, repeated as long as that may help; safe in threads and after a fork, can be pickled.
 
-    Every method raises RemoteError for what the hub refuses, and AbsentError for a file that does not exist.
+    Every method raises RemoteError for what the hub refuses. `download`, `get_range` and `tree` raise AbsentError for a
+    file or folder that does not exist.
     """
 
     def __init__(self, place: HubLocation, settings: RemoteSettings) -> None:
@@ -149,16 +150,15 @@ class HubClient:
     @contextmanager
     def _answer(self, path: str, commit: str, headers: dict[str, str]) -> Iterator[Any]:
         from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         url = hf_hub_url(self.place.repo, self.place.in_repo(path), repo_type=KIND, revision=commit)
-        sent = {**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity", **headers}
+        sent = {**_utils().build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity", **headers}
         # the client drops the token when it follows a redirect to another host
         with get_session().stream(
             "GET", url, headers=sent, timeout=self.settings.timeout_seconds, follow_redirects=True
         ) as response:
             if response.status_code != 416:
-                hf_raise_for_status(response)
+                _utils().hf_raise_for_status(response)
             yield response
 
     def tree(self, commit: str) -> dict[str, HubFile]:
@@ -180,7 +180,7 @@ class HubClient:
                 if hasattr(entry, "blob_id")  # a folder has none
             }
 
-        return self._repeated("", listed)
+        return self._repeated("", listed, may_be_absent=True)
 
     def info(self) -> HubData:
         """The data set at the location's revision."""
@@ -250,31 +250,29 @@ class HubClient:
     @contextmanager
     def no_bars(self) -> Iterator[None]:
         """Without the client's progress bars, one per shard, for the length of a block."""
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-        if are_progress_bars_disabled():
+        if _utils().are_progress_bars_disabled():
             yield
             return
-        disable_progress_bars()
+        _utils().disable_progress_bars()
         try:
             yield
         finally:
-            enable_progress_bars()
+            _utils().enable_progress_bars()
 
     def _api(self) -> Any:
         from huggingface_hub import HfApi
 
         return HfApi(library_name=LIBRARY)
 
-    def _repeated(self, path: str, work: Callable[[], T]) -> T:
+    def _repeated(self, path: str, work: Callable[[], T], *, may_be_absent: bool = False) -> T:
         def attempt(deadline: float) -> T:
-            with self._problems(path):
+            with self._problems(path, may_be_absent=may_be_absent):
                 return work()
 
         return with_retries(self.settings, self._subject(path), attempt)
 
     @contextmanager
-    def _problems(self, path: str) -> Iterator[None]:
+    def _problems(self, path: str, *, may_be_absent: bool = False) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # the client raises many unrelated classes
@@ -289,10 +287,21 @@ class HubClient:
             found = problem_of(error, where)
             if found is error:
                 raise
+            if isinstance(found, AbsentError) and not (path or may_be_absent):
+                found = RemoteError(
+                    f"{where.subject}: the hub answers 404; check the name, and HF_ENDPOINT if it is set"
+                )
             raise found from None
 
     def _subject(self, path: str) -> str:
         return f"{self.place.url}/{path}".rstrip("/")
+
+
+def _utils() -> Any:
+    """The client's public helpers, which its types do not export."""
+    from huggingface_hub import utils
+
+    return utils
 
 
 @functools.cache

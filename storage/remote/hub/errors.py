@@ -29,8 +29,8 @@ _REASONS = {
 }
 
 
-class ChangedError(Exception):
-    """The data set has another newest commit than expected."""
+class ChangedError(TransientError):
+    """The data set has another newest commit than expected, or something else happens there at the same time."""
 
 
 class NoDataSetError(RemoteError):
@@ -79,8 +79,8 @@ def _known(error: BaseException, where: HubProblem) -> Exception | None:
     subject = where.subject
     if where.is_offline and names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError"}:
         return RemoteError(
-            f"{subject}: HF_HUB_OFFLINE is set, and the hub's cache does not hold it; unset it, or fetch the store with "
-            f"a connection: `hf download {where.repo} --repo-type dataset{_option(where)}`"
+            f"{subject}: HF_HUB_OFFLINE is set, and the hub's cache does not hold it; unset it, or fetch the store "
+            f"while online: `hf download {where.repo} --repo-type dataset{_option(where)}`"
         )
     if "GatedRepoError" in names:
         login = "" if where.has_token else ", then `hf auth login`"
@@ -119,7 +119,7 @@ def _refused(error: BaseException, where: HubProblem) -> Exception:
     if status == 404:
         return AbsentError()
     if status in (409, 412):
-        return ChangedError()
+        return ChangedError(f"the hub answers {status}, others change the data set")
     if status == 429:
         more = "" if where.has_token else "; with a token (`hf auth login`) it is higher"
         return TransientError(f"the hub answers 429, its rate limit is reached{more}", _reset_seconds(response))

@@ -7,24 +7,21 @@ Every commit names its parent: two pushes at the same time cannot mix.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from alignkd.storage.errors import CorruptStoreError, RemoteError, StoreError
 from alignkd.storage.files.hub_location import EXPECTED, HubLocation, parse_hub_location
-from alignkd.storage.remote.hub.client import HubClient, HubData, HubFile
+from alignkd.storage.remote.hub.client import HubClient, HubData
 from alignkd.storage.remote.hub.errors import ChangedError, NoDataSetError, NoRevisionError
-from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.retry import TransientError, pause_seconds
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
-from alignkd.storage.schema.commit_record import COMMITS, SHARDS, WRITTEN, commit_name
-from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, parse_manifest
-from alignkd.storage.schema.sealed_json import unseal_bytes
-from alignkd.storage.tools.push.card import CARD, CardFacts, facts_of, make_card
+from alignkd.storage.schema.commit_record import COMMITS
+from alignkd.storage.schema.manifest import FILE_NAME
+from alignkd.storage.tools.push.card import CARD, CardFacts
+from alignkd.storage.tools.push.compare import CardState, Comparison, Difference, store_label
 from alignkd.storage.tools.push.content import PushedFile, PushedGroup, PushedStore
-from alignkd.storage.write.grow import grown
 
 # of one commit on the hub: whole shards until one of these is reached
 COMMIT_FILES = 500
@@ -32,11 +29,6 @@ COMMIT_BYTES = 8 << 30
 # commit records of one commit, which are in the body of one request
 HEADS_FILES = 500
 MAX_CHANGES = 5
-MAX_CARD_BYTES = 1 << 20
-# what a data set may hold beside a store
-_BESIDE = {CARD, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE"}
-
-CardState = Literal["written", "unchanged", "kept"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +112,6 @@ class _Sent:
     commits: int = 0
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The data set before a change, and what it lacks."""
-
-    head: str
-    exists: bool
-    body: list[PushedGroup]
-    heads: list[PushedFile]
-    stale: list[str]
-    replaced: tuple[int, ...]
-    card: CardState
-    card_text: str
-    present: int
-
-
 class _Push:
     def __init__(
         self,
@@ -147,6 +124,7 @@ class _Push:
         self.store, self.place, self.options, self.progress = store, place, options, progress
         self.settings = settings
         self.client = HubClient(replace(place, revision=place.revision or "main"), settings)
+        self.comparison = Comparison(store, place, self.client, options.facts, replace_card=options.replace_card)
         self.sent, self.shards, self.created = _Sent(), set[int](), False
         self._reported = 0
 
@@ -155,17 +133,18 @@ class _Push:
             raise StoreError(
                 f"{self.place.url}: no token of the hub; `hf auth login`, or set HF_TOKEN to one with write access"
             )
+        if self.client.is_offline:
+            raise StoreError(f"{self.place.url}: HF_HUB_OFFLINE is set; unset it to push")
         data = self._data_set()
         if data is None:
-            return self._report(self._compared("", {}), None)
+            return self._report(self.comparison.at(None), None)
         if self.options.private and not data.private:
             raise StoreError(
                 f"{self.place.url}: the data set exists and is public; --private makes only a new one private. Change "
                 f"it on {self.client.endpoint}/datasets/{self.place.repo}/settings, or push without --private"
             )
         if self.options.dry_run:
-            found = self._compared(data.commit, self._tree(data.commit))
-            return self._report(found, data.commit)
+            return self._report(self.comparison.at(data.commit), data.commit)
         first, commit = self._repeated()
         return self._report(first, commit)
 
@@ -185,15 +164,14 @@ class _Push:
         self.client.create_branch(self.client.place.revision or "main")
         return self.client.info()
 
-    def _repeated(self) -> tuple[_Found, str]:
+    def _repeated(self) -> tuple[Difference, str]:
         """Compare and send until nothing is missing; what was there at the start, and the last commit."""
         failures = changes = 0
-        first: _Found | None = None
+        first: Difference | None = None
         while True:
             before = self.sent.commits
             try:
-                head = self.client.info().commit
-                found = self._compared(head, self._tree(head))
+                found = self.comparison.at(self.client.info().commit)
                 first = first or found
                 self._show(found.present)
                 return first, self._send(found)
@@ -212,93 +190,7 @@ class _Push:
                     ) from None
                 time.sleep(wait)
 
-    def _tree(self, head: str) -> dict[str, HubFile]:
-        try:
-            return self.client.tree(head)
-        except AbsentError:  # the folder of the store
-            return {}
-
-    def _compared(self, head: str, tree: Mapping[str, HubFile]) -> _Found:
-        """What the data set at a commit lacks.
-
-        Raises:
-            StoreError: it holds another store, or something else.
-        """
-        if exists := FILE_NAME in tree:
-            self._check_same_store(head, tree)
-        else:
-            self._check_free(tree)
-        heads = [file for file in self.store.heads() if not file.is_at(tree.get(file.path))]
-        body, present = [], 0
-        for group in self.store.body():
-            missing = tuple(file for file in group.files if not file.is_at(tree.get(file.path)))
-            present += not missing and group.shard is not None
-            if missing:
-                body.append(PushedGroup(shard=group.shard, files=missing))
-        stale, replaced = self._stale(tree)
-        state, text = self._card(head, tree)
-        return _Found(head, exists, body, heads, stale, replaced, state, text, present)
-
-    def _check_same_store(self, head: str, tree: Mapping[str, HubFile]) -> None:
-        where = f"{self.place.url}/{FILE_NAME}"
-        found = parse_manifest(unseal_bytes(self._read(FILE_NAME, head, MAX_FILE_BYTES), where), where)
-        ours = self.store.manifest
-        try:
-            grown(self.place.url, found, ours)
-        except StoreError as error:
-            raise StoreError(
-                f"{self.place.url} holds store {_name(found)}, {self.store.folder} is store {_name(ours)}; push it to "
-                f"another data set or path ({error})"
-            ) from None
-        known = {commit_name(commit.shard) for commit in self.store.commits}
-        if lacking := sorted(path for path in tree if path.startswith(f"{COMMITS}/") and path not in known):
-            raise StoreError(
-                f"{self.place.url} holds {lacking[0]}, a shard that {self.store.folder} lacks; push a copy that has all"
-            )
-        for file in (file for group in self.store.body() for file in group.files):
-            # written in place, it would not fit the commit record until that is replaced too
-            if file.path in tree and not file.is_at(tree[file.path]):
-                raise StoreError(
-                    f"{self.place.url}/{file.path} has other bytes than in {self.store.folder}: another dump with the "
-                    "same settings; push this one to another data set or path"
-                )
-
-    def _check_free(self, tree: Mapping[str, HubFile]) -> None:
-        ours = {file.path: file for group in self.store.body() for file in group.files}
-        ours |= {file.path: file for file in self.store.heads()}
-        for path, remote in sorted(tree.items()):
-            if path in _BESIDE:
-                continue
-            if path not in ours or not ours[path].is_at(remote):
-                step = "push to another data set or path, or delete it there if a push of another store left it"
-                raise StoreError(f"{self.place.url} holds {path!r}, which is not of store {self.store.folder}; {step}")
-
-    def _stale(self, tree: Mapping[str, HubFile]) -> tuple[list[str], tuple[int, ...]]:
-        """Files of earlier states of the store's shards, and these shards."""
-        folders = {commit.folder for commit in self.store.commits}
-        shards = {commit.shard: commit for commit in self.store.commits}
-        stale, numbers = [], set()
-        for path in tree:
-            parts = path.split("/")
-            if parts[0] != SHARDS or len(parts) < 3 or not WRITTEN.fullmatch(parts[1]) or parts[1] in folders:
-                continue
-            if (number := int(parts[1].partition("-")[0])) in shards:
-                stale.append(path)
-                numbers.add(number)
-        return stale, tuple(sorted(numbers))
-
-    def _card(self, head: str, tree: Mapping[str, HubFile]) -> tuple[CardState, str]:
-        """Whether the card is to be written, and its text."""
-        existing = self._read(CARD, head, MAX_CARD_BYTES).decode(errors="replace") if CARD in tree else None
-        earlier = None if existing is None else facts_of(existing)
-        text = make_card(self.place, self.store.manifest, self.store.commits, self.options.facts.or_else(earlier))
-        if existing == text:
-            return "unchanged", text
-        if existing is not None and earlier is None and not self.options.replace_card:
-            return "kept", text
-        return "written", text
-
-    def _send(self, found: _Found) -> str:
+    def _send(self, found: Difference) -> str:
         """Send what is missing; the last commit."""
         head = found.head
         for batch in _batches(found.body):
@@ -313,7 +205,7 @@ class _Push:
             self._show(self._reported + len(shards))
         return self._send_heads(found, head)
 
-    def _send_heads(self, found: _Found, head: str) -> str:
+    def _send_heads(self, found: Difference, head: str) -> str:
         card = []
         if found.card == "written":
             content = found.card_text.encode()
@@ -346,7 +238,7 @@ class _Push:
         return additions
 
     def _commit(self, additions: list[object], deletions: list[str], head: str) -> str:
-        message = self.options.message or f"alignkd: store {_name(self.store.manifest)}"
+        message = self.options.message or f"alignkd: store {store_label(self.store.manifest)}"
         made = self.client.commit(additions, deletions, message, head)
         self.sent.commits += 1
         return made
@@ -361,11 +253,7 @@ class _Push:
             self.progress(shards - self._reported)
             self._reported = shards
 
-    def _read(self, path: str, head: str, limit: int) -> bytes:
-        span = self.client.get_range(path, head, 0, limit)
-        return b"" if span is None else span.data
-
-    def _report(self, found: _Found, commit: str | None) -> PushReport:
+    def _report(self, found: Difference, commit: str | None) -> PushReport:
         sent, shards = self.sent, self.shards
         if self.options.dry_run:
             files = [file for group in found.body for file in group.files] + found.heads
@@ -399,8 +287,3 @@ def _batches(groups: list[PushedGroup]) -> Iterator[list[PushedGroup]]:
         files, num_bytes = files + len(group.files), num_bytes + size
     if batch:
         yield batch
-
-
-def _name(manifest: Manifest) -> str:
-    """A store in messages."""
-    return f"{manifest.whole_hash[:12]} ({manifest.num_samples} samples)"

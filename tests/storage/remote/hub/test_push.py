@@ -21,6 +21,8 @@ from alignkd.storage.tools.push import push as push_module
 from alignkd.storage.tools.push.card import CardFacts
 from alignkd.storage.tools.push.push import PushOptions, PushReport, push_store
 
+# of the client itself
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPO, URL = "org/name", "hf://datasets/org/name"
 HubStores = Callable[[str], Path]
 TreeBytes = Callable[[Path], dict[str, bytes]]
@@ -284,7 +286,11 @@ def test_two_pushes_at_the_same_time_do_not_mix(
 
 
 def test_who_may_not_push_is_told_why(
-    hub: HubServer, hub_stores: HubStores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: HubServer,
+    hub_stores: HubStores,
+    offline: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     folder = hub_stores("webdataset")
     push(folder)
@@ -292,6 +298,12 @@ def test_who_may_not_push_is_told_why(
     one_line("is not a branch", lambda: push(folder, f"{URL}@{hub.repos[REPO].branches['main']}"))
     one_line("licence is 'CC BY'", lambda: CardFacts(licence="CC BY"))
     one_line("is this the folder of a store?", lambda: push(tmp_path))
+    hub.break_with(404, lambda asked: "/revision/" in asked.path)
+    one_line("the hub answers 404; check the name, and HF_ENDPOINT", lambda: push(folder), RemoteError)
+    hub.heal()
+    offline(True)
+    one_line("HF_HUB_OFFLINE is set; unset it to push", lambda: push(folder))
+    offline(False)
     monkeypatch.setenv("HF_TOKEN", READER)
     one_line("the token may not do this", lambda: push(folder, "hf://datasets/org/new"), RemoteError)
     monkeypatch.delenv("HF_TOKEN")

@@ -4,6 +4,7 @@ fsspec knows the packages that read these places, gcsfs and adlfs; they find the
 would need conditional requests, which fsspec does not have.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -16,6 +17,12 @@ from alignkd.storage.remote.settings import RemoteSettings
 from alignkd.storage.schema.commit_record import SHARDS
 
 T = TypeVar("T")
+_STEPS = {
+    "gcs": "check GOOGLE_APPLICATION_CREDENTIALS, and the permissions of the bucket",
+    "azure": "check AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING, and permissions of the container",
+}
+# they log errors with tracebacks, which Python prints where nobody has asked for logs
+_LOGGERS = ("adlfs", "azure", "fsspec", "gcsfs", "google")
 _TRANSIENT = ("TimeoutError", "ConnectionError", "ClientError", "ServiceRequestError", "ServiceResponseError")
 
 
@@ -106,7 +113,7 @@ class FsspecStore:
         names = {base.__name__ for base in type(error).__mro__}
         if names & set(_TRANSIENT):
             return TransientError(f"the connection failed ({type(error).__name__})")
-        step = "check the credentials in the environment and the permissions of the bucket"
+        step = _STEPS[FSSPEC_EXTRAS[self._scheme]]
         return RemoteError(f"{self._subject(path)}: the service refuses ({type(error).__name__}); {step}")
 
     def _connected(self) -> Any:
@@ -120,6 +127,9 @@ class FsspecStore:
     def _opened(self) -> Any:
         from fsspec.core import url_to_fs
 
+        for name in _LOGGERS:
+            if not (logger := logging.getLogger(name)).handlers:
+                logger.addHandler(logging.NullHandler())
         try:
             system, _ = url_to_fs(self.location, skip_instance_cache=True)
         except ImportError:

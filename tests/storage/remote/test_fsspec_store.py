@@ -114,7 +114,11 @@ def test_what_goes_wrong_is_one_line(
     bucket.faults += [ConnectionResetError("secret")] * 9
     one_line("the connection failed (ConnectionResetError), 3 attempts in", lambda: StoreReader(URL), RemoteError)
     bucket.faults[:] = [PermissionError("secret")]
-    one_line("the service refuses (PermissionError); check the credentials", lambda: StoreReader(URL), RemoteError)
+    one_line(
+        "the service refuses (PermissionError); check GOOGLE_APPLICATION_CREDENTIALS",
+        lambda: StoreReader(URL),
+        RemoteError,
+    )
     one_line("can only be read; write to a folder or to s3://", lambda: open_writer(URL, make_manifest()))
 
 

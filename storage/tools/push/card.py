@@ -73,7 +73,8 @@ def facts_of(card: str) -> CardFacts | None:
 
 def make_card(place: HubLocation, manifest: Manifest, commits: Sequence[CommitRecord], facts: CardFacts) -> str:
     """The text of a card with its mark; the same store and facts give the same text."""
-    where = HubLocation(repo=place.repo, prefix=place.prefix, revision=None)
+    branch = None if place.revision == "main" else place.revision
+    where = HubLocation(repo=place.repo, prefix=place.prefix, revision=branch)
     parts = [
         _front_matter(place, commits, facts),
         f"# {place.repo.partition('/')[2]}",
@@ -90,7 +91,7 @@ def make_card(place: HubLocation, manifest: Manifest, commits: Sequence[CommitRe
         "## Train a student",
         _training(where, manifest),
         "## Look inside, verify, download",
-        _commands(where, place),
+        _commands(where),
     ]
     text = "\n\n".join(parts) + "\n\n"
     given = {name: value for name, value in vars(facts).items() if value is not None}
@@ -124,14 +125,17 @@ def _counts(manifest: Manifest, commits: Sequence[CommitRecord]) -> str:
     ]
     unfinished = len(commits) < manifest.num_shards
     note = "\n\n**The store is unfinished**: the shards that are missing follow." if unfinished else ""
-    return _table("", "", [(name, _number(value)) for name, value in rows]) + note
+    return _table("", "count", [(name, _number(value)) for name, value in rows]) + note
 
 
 def _teacher(manifest: Manifest, facts: CardFacts) -> str:
     named = f"The teacher is `{facts.teacher}`. " if facts.teacher else ""
     shown = {name: value for name, value in sorted(manifest.fingerprint.items()) if len(value) <= MAX_SHOWN}
     rows = [(name, f"`{_plain(value[:12] if len(value) == MAX_SHOWN else value)}`") for name, value in shown.items()]
-    text = "alignkd compares these with the student's before it trains; long values are hashes, shortened."
+    text = (
+        "Before it trains, alignkd compares the fingerprints of tokenizer, template and image processor with those of "
+        "the student. Hashes are shortened."
+    )
     return f"{named}{text}\n\n{_table('fingerprint', 'value', rows)}"
 
 
@@ -165,7 +169,8 @@ def _codec(target: NamedTarget) -> str:
     if isinstance(target.codec, LogitsCodec):
         settings = target.codec.model_dump(exclude_none=True)
         return ", ".join(f"{name} `{_plain(str(value))}`" for name, value in settings.items())
-    layers = f", decoder layers {', '.join(map(str, target.layers))}" if target.layers else ""
+    noun = "layer" if len(target.layers) == 1 else "layers"
+    layers = f", decoder {noun} {', '.join(map(str, target.layers))}" if target.layers else ""
     return f"`{target.codec}`{layers}"
 
 
@@ -219,17 +224,20 @@ def _mobilevlm(manifest: Manifest) -> bool:
     return manifest.fingerprint.get("template", "").partition(":")[0] in ("plain", "v1")
 
 
-def _commands(where: HubLocation, place: HubLocation) -> str:
-    include = f" --include '{place.prefix}/*'" if place.prefix else ""
-    folder = f"store/{place.prefix}" if place.prefix else "store"
+def _commands(where: HubLocation) -> str:
+    include = f" --include '{where.prefix}/*'" if where.prefix else ""
+    revision = f" --revision {where.revision}" if where.revision else ""
+    folder = f"store/{where.prefix}" if where.prefix else "store"
+    one_state = HubLocation(repo=where.repo, prefix=where.prefix, revision="COMMIT")
     return (
         "```\n"
         f"alignkd shards ls {where.url}             # shards, records, bytes, and the root hash with --json\n"
         f"alignkd shards show {where.url} --index 0\n"
         f"alignkd shards verify --deep {where.url}   # reads every byte and compares checksums\n"
-        f"hf download {place.repo} --repo-type dataset{include} --local-dir store && alignkd shards verify {folder}\n"
+        f"hf download {where.repo} --repo-type dataset{revision}{include} --local-dir store\n"
+        f"alignkd shards verify {folder}\n"
         "```\n\n"
-        f"`{where.url}@COMMIT` names one state of the data set for good."
+        f"`{one_state.url}` names one state of the data set for good."
     )
 
 

@@ -54,11 +54,12 @@ def test_what_a_person_reads(card_of: Callable[..., str]) -> None:
         "| shards | 2 of 2, layout `zarr` |",
         "| `captions` | 2 |",
         "| `dialogs` | 3 |",
-        "| `attention` | `float16`, decoder layers 0 |",
+        "| `attention` | `float16`, decoder layer 0 |",
         "kind `topk`, top_k `3`",
         "**The image files are embedded**",
-        "alignkd shards verify --deep hf://datasets/org/name/some/path",
-        "hf download org/name --repo-type dataset --include 'some/path/*' --local-dir store",
+        "alignkd shards verify --deep hf://datasets/org/name@v1/some/path",
+        "hf download org/name --repo-type dataset --revision v1 --include 'some/path/*' --local-dir store",
+        "`hf://datasets/org/name@COMMIT/some/path` names one state",
     ):
         assert part in card, part
     assert "The images are **not** in the store" in card_of()
@@ -80,7 +81,7 @@ def test_the_configuration_trains(card_of: Callable[..., str], tmp_path: Path, f
     file = tmp_path / "train.yaml"
     file.write_text(found[1])
     job = load_stage(file, "train", None).train_job()
-    assert str(job.store) == "hf://datasets/org/name/some/path"
+    assert str(job.store) == "hf://datasets/org/name@v1/some/path"
     sections = yaml.safe_load(found[1])["data"]
     if fields.get("sources"):
         assert [section["name"] for section in sections] == ["a", "2026"]

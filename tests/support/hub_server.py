@@ -78,7 +78,7 @@ class HubServer:
     """The service; `break_with(kind, when, times)` makes answers go wrong.
 
     Kinds: a number answers with that status, `cut` sends half of the body and closes, `lost` does what was asked and
-    closes without an answer, `hang` never answers.
+    closes without an answer, `whole` ignores a Range, `hang` never answers.
     """
 
     def __init__(self) -> None:
@@ -137,6 +137,9 @@ class HubServer:
             kind = self._fault()
             with self.lock:
                 self.seen.append(Seen(request.method, request.full_path, dict(request.headers), len(body)))
+            if kind == "whole":
+                request.environ.pop("HTTP_RANGE", None)
+                kind = None
             if kind == "hang":
                 self.released.wait()
                 return refused(503, "")

@@ -8,6 +8,7 @@ several lines and URLs; `hub/errors.py` turns them into one line.
 import functools
 import glob
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from alignkd.storage.remote.settings import RemoteSettings
 T = TypeVar("T")
 KIND = "dataset"
 LIBRARY = "alignkd"
+# of a file that is taken whole where a range was asked for
+MAX_WHOLE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class HubClient:
         """
         from huggingface_hub import snapshot_download
 
+        _without_warning()
         wanted = [glob.escape(self.place.in_repo("")) + pattern for pattern in patterns]
         found = self._repeated(
             "",
@@ -136,14 +140,16 @@ class HubClient:
                 headers = response.headers
                 if headers.get("Content-Encoding", "identity") != "identity":
                     raise RemoteError(f"{self._subject(path)}: the hub sends it compressed without a request")
-                if response.status_code == 206:
+                is_part = response.status_code == 206
+                if is_part:
                     count, total = check_content_range(headers.get("Content-Range"), start, stop)
-                else:
+                else:  # a server between may send all of a small file
                     count = total = int(headers.get("Content-Length", -1))
-                    if start or not 0 <= count <= stop:
+                    if not 0 <= count <= max(stop, MAX_WHOLE_BYTES):
                         raise RemoteError(f"{self._subject(path)}: the hub ignores Range requests; check HF_ENDPOINT")
                 pieces = response.iter_raw(1 << 18)
-                return Span(data=read_body(lambda size: next(pieces, b""), count, deadline), total=total)
+                data = read_body(lambda size: next(pieces, b""), count, deadline)
+                return Span(data=data if is_part else data[start:stop], total=total)
 
         return with_retries(self.settings, self._subject(path), attempt)
 
@@ -302,6 +308,13 @@ def _utils() -> Any:
     from huggingface_hub import utils
 
     return utils
+
+
+@functools.cache
+def _without_warning() -> None:
+    """Drop the client's line about a folder without files that were asked for: the reader's error says more."""
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    logger.addFilter(lambda record: not record.getMessage().startswith("No files matched allow_patterns"))
 
 
 @functools.cache

@@ -171,7 +171,7 @@ def test_damage_on_the_hub_is_found(hub: HubServer, hub_stores: HubStores, put_s
     assert not report.ok and "shards/00000000" in report.problems[0].message
 
 
-@pytest.mark.parametrize("kind", [500, 503, 429, "cut", "lost"])
+@pytest.mark.parametrize("kind", [500, 503, 429, "cut", "lost", "whole"])
 def test_what_breaks_once_is_asked_again(
     hub: HubServer, hub_stores: HubStores, put_store: PutStore, assert_same: AssertSame, kind: Any
 ) -> None:
@@ -217,12 +217,17 @@ def test_a_mixture_of_files_is_found(hub: HubServer, hub_stores: HubStores, put_
 
 
 def test_who_may_not_read_is_told_why(
-    hub: HubServer, hub_stores: HubStores, put_store: PutStore, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    hub_stores: HubStores,
+    put_store: PutStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     put_store(hub_stores("webdataset"), private=True)
     one_line("no such data set, or the token may not read it", lambda: StoreReader("hf://datasets/org/other"))
     one_line("the data set has no revision 'v9'; choose a branch", lambda: StoreReader(f"{URL}@v9"))
     one_line("manifest.json: there is no such object; is this the URL of a store?", lambda: StoreReader(f"{URL}/no"))
+    assert "No files matched" not in caplog.text
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     one_line("the hub refuses the token; `hf auth login`", lambda: StoreReader(URL), RemoteError)
     monkeypatch.delenv("HF_TOKEN")

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from alignkd.storage.errors import CorruptStoreError
+from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.local import LocalFile
 from alignkd.storage.files.source import ByteFile
@@ -13,6 +14,10 @@ from alignkd.storage.remote.hub.store import HubStore
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.settings import RemoteSettings
 from alignkd.storage.remote.temporary_cache import temporary_cache
+from alignkd.storage.schema.manifest import FILE_NAME
+
+# stores that a message names
+MAX_NAMED = 4
 
 
 class HubFiles(ListedFiles):
@@ -32,6 +37,24 @@ class HubFiles(ListedFiles):
         if (local := self._hub.local(path)) is None:
             return super().open(path, what, size=size, sha256=sha256)
         return LocalFile(local, f"{self.label(path)}: {what}" if what else self.label(path))
+
+    def read(self, path: str, limit: int) -> bytes:
+        try:
+            return super().read(path, limit)
+        except StoreError:
+            if path != FILE_NAME or not (inner := self._stores_below()):
+                raise
+        raise StoreError(f"{self.label(path)}: there is no such file; this data set has stores in {', '.join(inner)}")
+
+    def _stores_below(self) -> list[str]:
+        """URLs of some stores in folders of this one."""
+        try:
+            found = sorted(path for path in self._hub.files() if path.endswith(f"/{FILE_NAME}"))
+        except StoreError:
+            return []
+        place = self._hub.place
+        prefixes = [place.in_repo(path.removesuffix(f"/{FILE_NAME}")) for path in found[:MAX_NAMED]]
+        return [replace(place, prefix=prefix).url for prefix in prefixes]
 
     def sizes_below(self, folder: str) -> dict[str, int] | None:
         """None without a connection: the cache does not say what else the data set holds."""

@@ -207,6 +207,12 @@ def test_what_stays_broken_is_one_line(
     assert len(StoreReader(URL)) == 4  # what the cache has is enough to open it
 
 
+def test_a_data_set_of_several_stores_names_them(hub_stores: HubStores, put_store: PutStore) -> None:
+    put_store(hub_stores("webdataset"), "a/b/")
+    one_line(f"there is no such file; this data set has stores in {URL}@main/a/b", lambda: StoreReader(f"{URL}@main"))
+    one_line(f"this data set has stores in {URL}/a/b", lambda: StoreReader(f"{URL}/a"))
+
+
 def test_a_mixture_of_files_is_found(hub: HubServer, hub_stores: HubStores, put_store: PutStore) -> None:
     """A file that the commit record names is not in the data set."""
     put_store(hub_stores("webdataset"))

@@ -37,7 +37,7 @@ def write_evaluated(write_config: WriteConfig, brief_model: Path, data_root: Pat
 
     def write(name: str = "run.yaml", stages: Any = None, **evaluation: Any) -> Path:
         model = {"checkpoint": str(brief_model)}
-        path = write_config(name, teacher=model, student=model, train={"tensorboard": False})
+        path = write_config(name, teacher=model, student=model, train={"report_to": "none"})
         values = yaml.safe_load(path.read_text())
         values["eval"] = {"data": str(data_root), "benchmarks": "gqa", "dtype": "float32"} | evaluation
         path.write_text(yaml.safe_dump(values | ({"stages": stages} if stages else {})))

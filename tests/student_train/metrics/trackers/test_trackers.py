@@ -1,0 +1,118 @@
+"""wandb (offline) and trackio (local) have the figures of metrics.jsonl and validation.jsonl, each once."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracker_files import trackio_rows, wandb_records, wandb_rows
+
+from alignkd.student_train.job import TrainJob
+from alignkd.student_train.metrics.points import step_points, validation_points
+from alignkd.student_train.output import TIMINGS
+from alignkd.student_train.trainer import train
+
+MakeJob = Callable[..., TrainJob]
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+Points = dict[tuple[int, str], float]
+
+
+@pytest.fixture
+def trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Places and modes of both clients; returns the folder of trackio."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "TRACKIO_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setattr("alignkd.student_train.metrics.trackers.follower.CLOSE_SECONDS", 60.0)
+    return tmp_path / "trackio"
+
+
+def test_a_resumed_run_is_one_run_with_every_figure_once(
+    many_store: Path,
+    make_job: MakeJob,
+    trackers: Path,
+    start_child: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Killed in the fourth of six steps, after the checkpoint of the second, then resumed: step 3 is done twice."""
+    job = make_job(
+        many_store,
+        steps=6,
+        checkpoint_every=2,
+        validation={"store": str(many_store), "every": 2, "max_samples": 2, "export": "last"},
+        report_to=["tensorboard", "wandb", "trackio"],
+    )
+    output = job.train.output
+    child = start_child(job, blow=("trainer", "_optimiser_step", 4, int(signal.SIGKILL)))
+    assert child.wait(120) == -signal.SIGKILL
+    killed = _lines(output / "metrics.jsonl")
+    assert [line["step"] for line in killed] == [1, 2, 3]
+    train(job)
+
+    expected = _expected(output)
+    assert _tensorboard(output) == pytest.approx(expected, rel=1e-6)  # stored as float32
+    for found in (_wandb(output), _trackio(trackers)):
+        assert found.keys() == expected.keys()
+        done_twice = {(3, name) for name in step_points(killed[-1])}
+        for point, value in found.items():
+            if point in done_twice and point[1].removeprefix("run/") in TIMINGS:
+                assert value == pytest.approx(step_points(killed[-1])[point[1]])  # the process that came first
+            else:
+                assert value == expected[point], point
+    assert len({name for name, *_ in trackio_rows(trackers, "alignkd")}) == 1
+    numbers = [row["_step"] for row in wandb_rows(output)]
+    assert numbers == sorted(set(numbers))
+    runs = [record.run for record in wandb_records(output) if record.WhichOneof("record_type") == "run"]
+    assert {run.run_id for run in runs} == {json.loads((output / "trackers" / "wandb.json").read_text())["identifier"]}
+    assert {run.display_name for run in runs} == {"out"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def _tensorboard(output: Path) -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {(event.step, tag): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _expected(output: Path) -> Points:
+    steps = {
+        (line["step"], name): value
+        for line in _lines(output / "metrics.jsonl")
+        for name, value in step_points(line).items()
+    }
+    validations = {
+        (line["step"], name): value
+        for line in _lines(output / "validation.jsonl")
+        for name, value in validation_points(line).items()
+    }
+    assert len(validations) >= 4
+    return steps | validations
+
+
+def _wandb(output: Path) -> Points:
+    found: Points = {}
+    for row in wandb_rows(output):
+        for name, value in row.items():
+            if name != "step" and not name.startswith("_"):
+                assert (row["step"], name) not in found, "twice"
+                found[row["step"], name] = value
+    return found
+
+
+def _trackio(folder: Path) -> Points:
+    found: Points = {}
+    for _, step, metrics in trackio_rows(folder, "alignkd") if (folder / "alignkd.db").exists() else ():
+        for name, value in metrics.items():
+            assert (step, name) not in found, "twice"
+            found[step, name] = value
+    return found

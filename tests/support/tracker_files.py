@@ -29,9 +29,7 @@ def wandb_rows(output: Path) -> list[dict[str, Any]]:
     for record in wandb_records(output):
         if record.WhichOneof("record_type") == "history":
             names = (item.key or "/".join(item.nested_key) for item in record.history.item)
-            rows.append(
-                dict(zip(names, (json.loads(item.value_json) for item in record.history.item), strict=True))
-            )
+            rows.append(dict(zip(names, (json.loads(item.value_json) for item in record.history.item), strict=True)))
     return rows
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alignkd.pipeline.report.load import SPEED, Run, best_value, losses_of, moved_figures_of
+from alignkd.pipeline.report.load import FIGURES, Run, best_value, losses_of, moved_figures_of
 
 Points = list[tuple[int, float]]
 # of a line; a chart is about 400 pixels wide
-MOST_POINTS = 800
+MOST_POINTS = 500
 # A range of losses above this ratio is drawn on a logarithmic axis: the first steps would hide the rest.
 LOGARITHMIC_RATIO = 20.0
 TITLES = {
@@ -18,8 +18,6 @@ TITLES = {
     "seconds": "seconds per step",
     "tokens_per_second": "tokens per second",
 }
-# of the figures that are drawn as they are: those of which only the smallest and largest matter have no scale of losses
-FIGURES = ("learning_rate", "grad_norm", *SPEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,10 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
     kept = {0, len(points) - 1}
     for number in range(stretches):
         start, end = len(points) * number // stretches, len(points) * (number + 1) // stretches
-        kept |= {min(range(start, end), key=lambda at: points[at][1]), max(range(start, end), key=lambda at: points[at][1])}
+        kept |= {
+            min(range(start, end), key=lambda at: points[at][1]),
+            max(range(start, end), key=lambda at: points[at][1]),
+        }
     return [points[at] for at in sorted(kept)]
 
 

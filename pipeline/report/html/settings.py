@@ -10,7 +10,7 @@ from typing import Any
 from alignkd.pipeline.report.load import Run, best_value, losses_of, validated_losses_of
 from alignkd.student_train.output import read_configuration
 
-MISSING = "-"
+MISSING = "-"  # also for null: earlier versions lack the keys of later ones
 # the seed, and what follows from it where runs lie beside each other
 _OF_THE_SEED = ("train.seed", "train.output", "train.adapters", "student.checkpoint", "eval.out")
 _LONGEST_VALUE = 200
@@ -63,7 +63,13 @@ def _losses(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
 
 
 def _flat(value: Any, where: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        value = dict(enumerate(value))
+    if value is None:
+        return []
     if isinstance(value, dict) and value:
-        return [pair for name, inner in value.items() for pair in _flat(inner, f"{where}.{name}" if where else name)]
+        return [
+            pair for name, inner in value.items() for pair in _flat(inner, f"{where}.{name}" if where else str(name))
+        ]
     shown = value if isinstance(value, str) else json.dumps(value)
     return [(where, shown[:_LONGEST_VALUE])] if where else []

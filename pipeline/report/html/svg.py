@@ -123,9 +123,7 @@ def _line(line: Line, across: Axis, along: Axis) -> list[Markup]:
     places = [(round(across(step), 1), round(along(value), 1)) for step, value in line.points]
     kind = f"{colour_class(line.run)}{' validation' if line.validation else ''}"
     parts = [
-        element(
-            "polyline", class_=f"line {kind}", points=" ".join(f"{x},{y}" for x, y in places), data_run=line.run
-        )
+        element("polyline", class_=f"line {kind}", points=" ".join(f"{x},{y}" for x, y in places), data_run=line.run)
     ]
     if len(places) <= FEW_POINTS:
         parts += [element("circle", class_=f"dot {kind}", cx=x, cy=y, r=2.5, data_run=line.run) for x, y in places]

@@ -49,13 +49,13 @@ class Messages:
         """Count a failure; the first one is a warning."""
         self.failures += 1
         if self.failures == 1:
-            self._send("warning", f"{reason(error)}; the training goes on, and what is missing is sent when it can be")
+            self._send("warning", f"{reason(error)}; the training goes on, and what is missing is sent later")
 
     def ended(self, last: int, unsent: str | None) -> None:
         """The last message."""
         times = f"failed {self.failures} times, and " if self.failures > 1 else ""
         if unsent is not None:
-            self._send("warning", f"{times}did not get every step: {unsent}")
+            self._send("warning", f"{times}did not get every step ({unsent}); a resumed run sends what is missing")
         elif times:
             self._send("note", f"{times}has every step up to {last // 2}")
 
@@ -68,7 +68,7 @@ class Messages:
 def reason(error: BaseException | str) -> str:
     """One short line about an error."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return " ".join(str(without_secrets(text)).split())[:LONGEST_REASON]
+    return " ".join(str(without_secrets(text)).split())[:LONGEST_REASON].rstrip(" .:;")
 
 
 class Training:

@@ -12,7 +12,7 @@ from alignkd.student_train.metrics.trackers.service import TrackedRun
 
 PROJECT = "alignkd"
 STEP = "step"
-SECONDS = 30.0  # to deliver the last rows
+SECONDS = 10.0  # to deliver the last rows; less than the training waits (`follower.py`)
 
 
 class WandbService:
@@ -52,7 +52,8 @@ class WandbService:
         if self._run.disabled:
             return "disabled by WANDB_MODE"
         if self._run.offline:
-            return f"offline; to upload: wandb sync {Path(self._run.dir).parent}"
+            folder = Path(self._run.dir).parents[1]
+            return f"offline; to upload: wandb sync {folder}/offline-run-*-{self._run.id}"
         return str(self._run.url)
 
     def send(self, row: Row) -> None:

@@ -1,7 +1,6 @@
 """wandb (offline) and trackio (local) have the figures of metrics.jsonl and validation.jsonl, each once."""
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,26 +19,17 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 Points = dict[tuple[int, str], float]
 
 
-@pytest.fixture
-def trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Places and modes of both clients; returns the folder of trackio."""
-    for name in [name for name in os.environ if name.startswith(("WANDB_", "TRACKIO_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setattr("alignkd.student_train.metrics.trackers.follower.CLOSE_SECONDS", 60.0)
-    return tmp_path / "trackio"
-
-
 def test_a_resumed_run_is_one_run_with_every_figure_once(
     many_store: Path,
     make_job: MakeJob,
-    trackers: Path,
+    fresh_trackers: Path,
     start_child: Callable[..., Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed in the fourth of six steps, after the checkpoint of the second, then resumed: step 3 is done twice."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
     job = make_job(
         many_store,
         steps=6,
@@ -56,7 +46,7 @@ def test_a_resumed_run_is_one_run_with_every_figure_once(
 
     expected = _expected(output)
     assert _tensorboard(output) == pytest.approx(expected, rel=1e-6)  # stored as float32
-    for found in (_wandb(output), _trackio(trackers)):
+    for found in (_wandb(output), _trackio(fresh_trackers)):
         assert found.keys() == expected.keys()
         done_twice = {(3, name) for name in step_points(killed[-1])}
         for point, value in found.items():
@@ -64,7 +54,7 @@ def test_a_resumed_run_is_one_run_with_every_figure_once(
                 assert value == pytest.approx(step_points(killed[-1])[point[1]])  # the process that came first
             else:
                 assert value == expected[point], point
-    assert len({name for name, *_ in trackio_rows(trackers, "alignkd")}) == 1
+    assert len({name for name, *_ in trackio_rows(fresh_trackers, "alignkd")}) == 1
     numbers = [row["_step"] for row in wandb_rows(output)]
     assert numbers == sorted(set(numbers))
     runs = [record.run for record in wandb_records(output) if record.WhichOneof("record_type") == "run"]

@@ -230,7 +230,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     check_optimizer(job.train)
-    check_installed(job.train.report_to)
+    ranks.on_first(lambda: check_installed(job.train.report_to))  # no other rank reports
     student, epochs = job.open_student(), job.train.epochs
     losses = job.train.losses
     lowest = min(compared_layers(losses.attention_layers, student.config))

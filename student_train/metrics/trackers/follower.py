@@ -98,7 +98,9 @@ class Follower:
 
 def _started(run: TrackedRun) -> subprocess.Popen[bytes]:
     document: dict[str, Any] = asdict(run) | {"output": str(run.output)}
-    paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # an installed package is found anyway, and its folder must not come before the standard library
+    ours = [] if _PACKAGES.name in ("site-packages", "dist-packages") else [str(_PACKAGES)]
+    paths = [*ours, *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryFile() as file:  # a pipe would have to be read before the training goes on
         file.write(json.dumps(document).encode())
         file.seek(0)
@@ -108,7 +110,7 @@ def _started(run: TrackedRun) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=(file.fileno(),),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})},
             start_new_session=True,  # Ctrl-C is for the training
         )
 

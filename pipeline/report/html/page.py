@@ -102,7 +102,7 @@ def _curves(runs: Sequence[Run], charts: Sequence[Chart]) -> Markup:
         for number, chart in enumerate(charts)
     ]
     windows = " or ".join(map(str, sorted({run.window for run in runs})))
-    note = f"Running means are over {windows} steps. A point under the pointer is shown below its chart."
+    note = f"Running means are over {windows} steps. The values under the pointer are shown in the chart."
     return _section(
         "Curves", _legend(runs), element("p", note, class_="note"), element("div", *figures, class_="charts")
     )

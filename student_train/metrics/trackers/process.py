@@ -43,7 +43,7 @@ class Messages:
 
     def note(self, text: str) -> None:
         """Something to know."""
-        self._send("note", text)
+        self._send("note", without_secrets(text))
 
     def failed(self, error: BaseException | str) -> None:
         """Count a failure; the first one is a warning."""
@@ -61,7 +61,7 @@ class Messages:
 
     def _send(self, kind: str, text: str) -> None:
         with suppress(OSError, ValueError):  # the training is gone
-            self._file.write(json.dumps({kind: without_secrets(text)}) + "\n")
+            self._file.write(json.dumps({kind: text}) + "\n")
             self._file.flush()
 
 

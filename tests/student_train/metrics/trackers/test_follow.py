@@ -151,7 +151,10 @@ def test_names_are_those_of_transformers(given: Any, expected: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"report_to": "mlflow"}, "expected none, tensorboard, wandb, trackio or a list of them, found the text 'mlflow'"),
+        (
+            {"report_to": "mlflow"},
+            "expected none, tensorboard, wandb, trackio or a list of them, found the text 'mlflow'",
+        ),
         ({"report_to": ["wandb", 3]}, "found the number 3"),
         ({"tensorboard": False}, "tensorboard: false is now report_to: none"),
         ({"tensorboard": True}, "tensorboard: true is now report_to: tensorboard, which is the default"),

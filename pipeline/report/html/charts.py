@@ -11,6 +11,8 @@ Points = list[tuple[int, float]]
 MOST_POINTS = 500
 # A range of losses above this ratio is drawn on a logarithmic axis: the first steps would hide the rest.
 LOGARITHMIC_RATIO = 20.0
+# larger numbers are none that a run computed
+_LARGEST = 1e300
 TITLES = {
     "loss": "loss (weighted sum)",
     "learning_rate": "learning rate",
@@ -61,12 +63,14 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
     found = []
     for name in losses_of(runs):
         lines = [line for number, run in enumerate(runs) for line in _lines_of_loss(number, run, name)]
-        found.append(_chart(name, lines, "running mean; validation dashed" if _validated(lines) else "running mean"))
+        if lines:
+            note = "running mean; validation dashed" if _validated(lines) else "running mean"
+            found.append(_chart(name, lines, note))
     for name in (*moved_figures_of(runs), *FIGURES):
         lines = [
             Line(run=number, validation=False, points=thinned(points))
             for number, run in enumerate(runs)
-            if (points := run.moved.get(name) or run.figures.get(name))
+            if (points := _drawable(run.moved.get(name) or run.figures.get(name)))
         ]
         if lines:
             found.append(_chart(name, lines, ""))
@@ -89,12 +93,17 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def _lines_of_loss(number: int, run: Run, name: str) -> Iterator[Line]:
-    if points := run.curves.get(name):
+    if points := _drawable(run.curves.get(name)):
         yield Line(run=number, validation=False, points=thinned(points))
-    if points := run.validation.get(name):
+    if points := _drawable(run.validation.get(name)):
         best = best_value(run, name)
         star = None if run.best_step is None or best is None else (run.best_step, best)
         yield Line(run=number, validation=True, points=thinned(points), star=star)
+
+
+def _drawable(points: Points | None) -> Points:
+    """The points with a finite number: a file of a stranger may hold anything."""
+    return [point for point in points or () if isinstance(point[1], int | float) and abs(point[1]) < _LARGEST]
 
 
 def _validated(lines: Sequence[Line]) -> bool:

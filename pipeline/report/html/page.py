@@ -54,7 +54,8 @@ def page(runs: Sequence[Run], comparison: Comparison | None, *, refresh: int | N
     )
     data = element("script", _data(runs, charts), type="application/json", id="data")
     body = element("body", _header(runs), *sections, data, element("script", Markup(script)))
-    return _BEGINNING + element("html", head, body, lang="en") + "\n"
+    whole = _BEGINNING + element("html", head, body, lang="en") + "\n"
+    return whole.encode(errors="replace").decode()  # a name of a file may hold what is no text
 
 
 def is_page(first: bytes) -> bool:

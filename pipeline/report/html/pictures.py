@@ -21,7 +21,12 @@ def _of(run: Run) -> Iterator[Markup]:
     is_ours = [is_drawn_by(command) for command in (SHARDS_SHOW, LAYERS)]
     for path in sorted(run.path.glob("*.png")):
         try:
-            if path.stat().st_size > LARGEST_BYTES or not any(is_drawn(path) for is_drawn in is_ours):
+            # no pipe, which would be waited for
+            if (
+                not path.is_file()
+                or path.stat().st_size > LARGEST_BYTES
+                or not any(is_drawn(path) for is_drawn in is_ours)
+            ):
                 continue
             content = base64.b64encode(read_regular(path)).decode("ascii")
         except OSError:

@@ -2,6 +2,8 @@
 
 import html
 import json
+import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from report_pages import data_of, write_run
 
 from alignkd.pipeline.report.follow import follow_runs, write_page
-from alignkd.pipeline.report.html.charts import thinned
+from alignkd.pipeline.report.html.charts import charts_of, thinned
 from alignkd.pipeline.report.html.markup import element
 from alignkd.pipeline.report.html.settings import configurations, differing, seeds_of
 from alignkd.pipeline.report.html.svg import ticks
@@ -78,6 +80,19 @@ def test_text_of_a_stranger_is_text(tmp_path: Path) -> None:
     assert page.count("<script") == 2 and data_of(page)["runs"][0] == bad
     with pytest.raises(ValueError, match="is no name"):
         element("b onclick=alert(1)", "")
+
+
+def test_files_that_hold_anything_are_no_error(tmp_path: Path) -> None:
+    """Numbers that are none, texts in their place, a name that is no text, a pipe where a picture might be."""
+    run = write_run(tmp_path / "odd\udc80", 3, learning_rate=[{"deep": [None, {"x": 1}]}])
+    with (run / "metrics.jsonl").open("a") as file:
+        line = {"step": 4, "loss": None, "samples_seen": 16, "learning_rate": "fast", "grad_norm": math.nan}
+        file.write(json.dumps(line | {"tokens_per_second": math.inf, "seconds": 10**400}) + "\n")
+    os.mkfifo(run / "pipe.png")
+    report = make_report([run])
+    charts = {chart.name: chart for chart in charts_of(report.runs)}
+    assert [step for step, _ in charts["learning_rate"].lines[0].points] == [1, 2, 3]
+    assert "grad_norm" not in charts and "odd?" in report.html()
 
 
 def test_it_refers_to_nothing_outside(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Kept:
                 return found
         except (OSError, ValueError, TypeError):
             pass
-        return cls(identifier=uuid.uuid4().hex[:8], settings=settings, new=True)
+        return cls(identifier=uuid.uuid4().hex[:10], settings=settings, new=True)
 
     def write(self, output: Path, tracker: str) -> None:
         """Keep it.

@@ -11,11 +11,10 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from alignkd.student_train.metrics.trackers.kept import FOLDER, Kept
+from alignkd.student_train.metrics.trackers.kept import FOLDER, NO_ROW, Kept
 from alignkd.student_train.metrics.trackers.no_secrets import without_secrets
 from alignkd.student_train.metrics.trackers.rows import Row, RowReader
 from alignkd.student_train.metrics.trackers.service import Service, TrackedRun
@@ -99,57 +98,82 @@ class Training:
 
 def follow(service: Service, run: TrackedRun, ended: threading.Event, messages: Messages) -> None:
     """Send every row of the run that the tracker does not have, until the run has ended; no error leaves."""
-    kept = Kept.of(run.output, run.tracker, run.settings)
-    reader, rows, last, pause = RowReader(run.output, run.done), list[Row](), -1, POLL_SECONDS
-    is_open = False
+    sender, pause = _Sender(service, run, messages), POLL_SECONDS
     while True:
         at_end = ended.is_set()  # before reading: nothing is written after it
         try:
-            if not is_open:
-                kept.write(run.output, run.tracker)
-                last, is_open = service.open(run, kept), True
-                messages.note(service.place)
-                _warn_of_other(kept, last, run, messages)
-            rows = rows or [row for row in reader.next_rows(ROWS_AT_ONCE) if row.number > last]
-            more = bool(rows)
-            while rows:
-                service.send(rows[0])
-                last = rows.pop(0).number
-            if more:
-                kept = replace(kept, row=max(last, kept.row))
-                kept.write(run.output, run.tracker)
-            pause = POLL_SECONDS
-            for problem in service.problems():
-                messages.failed(problem)
-            if more:
-                continue
+            while sender.send_some():
+                pass
+            pause, unsent = POLL_SECONDS, None
         except Exception as error:
             messages.failed(error)
-            pause = min(max(FIRST_PAUSE, 2 * pause), LAST_PAUSE)
-            if at_end:
-                break
+            pause, unsent = min(max(FIRST_PAUSE, 2 * pause), LAST_PAUSE), reason(error)
         if at_end:
             break
         ended.wait(pause)
-    reader.close()
-    _close(service, run, last, is_open, messages)
-
-
-def _warn_of_other(kept: Kept, last: int, run: TrackedRun, messages: Messages) -> None:
-    if kept.new and last >= 2 * run.done + 2:
-        messages.failed(
-            f"has a run of this identifier already, whose steps end at {last // 2}; earlier ones are not sent"
-        )
-
-
-def _close(service: Service, run: TrackedRun, last: int, is_open: bool, messages: Messages) -> None:
-    unsent = None if is_open else "it was never reached"
     try:
-        service.close(complete=last // 2 >= run.steps)
+        sender.close()
     except Exception as error:
         messages.failures += 1
-        unsent = reason(error)
-    messages.ended(last, unsent)
+        unsent = unsent or reason(error)
+    messages.ended(sender.last, unsent)
+
+
+class _Sender:
+    """Rows from the files of a run to its tracker.
+
+    Attributes:
+        last: number of the last row that the tracker has.
+    """
+
+    def __init__(self, service: Service, run: TrackedRun, messages: Messages) -> None:
+        self.last = NO_ROW
+        self._service, self._run, self._messages = service, run, messages
+        self._kept = Kept.of(run.output, run.tracker, run.settings)
+        self._reader = RowReader(run.output, run.done)
+        self._rows: list[Row] = []
+        self._is_open = False
+
+    def send_some(self) -> bool:
+        """Send the next rows, once the tracker is reached; whether there may be more.
+
+        Raises:
+            Exception: any; what was not sent is sent by the next call.
+        """
+        if not self._is_open:
+            self._open()
+        for problem in self._service.problems():
+            self._messages.failed(problem)
+        if not self._rows:
+            found = self._reader.next_rows(ROWS_AT_ONCE)
+            if not found:
+                return False
+            self._rows = [row for row in found if row.number > self.last]
+        if self._rows:
+            while self._rows:
+                self._service.send(self._rows[0])
+                self.last = self._rows.pop(0).number
+            self._keep(self._kept.after(max(self.last, self._kept.row)))
+        return True
+
+    def close(self) -> None:
+        """Wait until everything is delivered; see `Service.close`."""
+        self._reader.close()
+        self._service.close(complete=self.last // 2 >= self._run.steps)
+
+    def _open(self) -> None:
+        self._keep(self._kept)
+        self.last = self._service.open(self._run, self._kept)
+        self._is_open = True
+        self._messages.note(self._service.place)
+        if self._kept.new and self.last >= 2 * self._run.done + 2:
+            self._messages.failed(
+                f"has a run of this identifier already, whose steps end at {self.last // 2}; earlier ones are not sent"
+            )
+
+    def _keep(self, kept: Kept) -> None:
+        kept.write(self._run.output, self._run.tracker)
+        self._kept = kept
 
 
 def main() -> None:

@@ -23,11 +23,12 @@ from alignkd.student_train.run.checks.machine import check_machine
 
 
 class Fake:
-    """A tracker that fails at some of its calls, and otherwise keeps rows."""
+    """A tracker that fails at some of its calls, and otherwise keeps rows; the run ends with its row `last`."""
 
     place = "here"
 
-    def __init__(self, fails_at: tuple[int, ...], has: int = -1) -> None:
+    def __init__(self, fails_at: tuple[int, ...], has: int = -1, last: int | None = None) -> None:
+        self.ended, self._last = threading.Event(), last
         self.rows: list[int] = []
         self._calls, self._fails_at, self._has = 0, fails_at, has
 
@@ -43,6 +44,8 @@ class Fake:
     def send(self, row: Row) -> None:
         self._call()
         self.rows.append(row.number)
+        if row.number == self._last:
+            self.ended.set()
 
     def problems(self) -> list[str]:
         return []
@@ -57,9 +60,8 @@ def test_every_row_is_sent_once_over_failures(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(process, "LAST_PAUSE", 0.01)
     monkeypatch.setattr(process, "POLL_SECONDS", 0.01)
     write_steps(tmp_path, [1, 2, 3, 4], [0, 2])
-    service, ended, said = Fake((1, 4, 6)), threading.Event(), io.StringIO()
-    threading.Timer(0.5, ended.set).start()
-    follow(service, tracked(tmp_path), ended, Messages(said))
+    service, said = Fake((1, 4, 6), last=8), io.StringIO()
+    follow(service, tracked(tmp_path), service.ended, Messages(said))
     assert service.rows == [1, 2, 4, 5, 6, 8] and service.complete
     warning, place, end = (json.loads(line) for line in said.getvalue().splitlines())
     assert warning["warning"].startswith(
@@ -69,7 +71,9 @@ def test_every_row_is_sent_once_over_failures(tmp_path: Path, monkeypatch: pytes
     assert json.loads((tmp_path / "trackers" / "wandb.json").read_text())["row"] == 8
 
 
-def test_rows_that_the_tracker_has_are_not_sent_again(tmp_path: Path) -> None:
+def test_rows_that_the_tracker_has_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all rows that are read at once are there already."""
+    monkeypatch.setattr(process, "ROWS_AT_ONCE", 1)
     write_steps(tmp_path, [1, 2, 3], [2])
     service, ended = Fake((), has=4), threading.Event()
     ended.set()
@@ -82,7 +86,7 @@ def test_a_tracker_that_is_never_reached_does_not_delay_the_end(tmp_path: Path) 
     service, ended, said = Fake((1,)), threading.Event(), io.StringIO()
     ended.set()
     follow(service, tracked(tmp_path), ended, Messages(said))
-    assert service.rows == [] and "it was never reached" in said.getvalue()
+    assert service.rows == [] and "did not get every step (ConnectionError" in said.getvalue()
 
 
 def test_rows_are_read_in_order_while_they_are_written(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +10,7 @@ from alignkd.disk.whole_file import write_whole
 
 FOLDER = "trackers"  # in the output folder
 NO_ROW = -1
+ANY_SETTINGS = ""  # of what is added to a run later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +21,25 @@ class Kept:
         identifier: of the run at the tracker.
         settings: hash of the settings of the run.
         row: number of the last row that was handed over; NO_ROW for none.
+        scores: the benchmark scores that were handed over.
         new: whether no earlier process began this run.
     """
 
     identifier: str
     settings: str
     row: int = NO_ROW
+    scores: dict[str, float] = field(default_factory=dict)
     new: bool = False
 
     @classmethod
     def of(cls, output: Path, tracker: str, settings: str) -> Self:
-        """That of an earlier process with the same settings; otherwise a new one.
+        """That of an earlier process with the same settings, or ANY_SETTINGS; otherwise a new one.
 
         A run that was killed before its first checkpoint may start again with other settings: it is another run.
         """
         try:
             found = cls(**json.loads(kept_file(output, tracker).read_text(encoding="utf-8")))
-            if found.settings == settings and found.identifier and isinstance(found.row, int):
+            if settings in (found.settings, ANY_SETTINGS) and isinstance(found.row, int):
                 return found
         except (OSError, ValueError, TypeError):
             pass

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,8 +158,13 @@ class _Sender:
         return True
 
     def close(self) -> None:
-        """Wait until everything is delivered; see `Service.close`."""
+        """Send the scores, unless the tracker has them; wait until everything is delivered; see `Service.close`."""
         self._reader.close()
+        if self._is_open and not self._rows and self._run.scores not in ({}, self._kept.scores):
+            points = {f"eval/{name}": score for name, score in self._run.scores.items()}
+            self._service.send(Row(number=self.last + 1, points=points, of_step=self._run.steps))
+            self.last += 1
+            self._keep(replace(self._kept, row=self.last, scores=self._run.scores))
         self._service.close(complete=self.last // 2 >= self._run.steps)
 
     def _open(self) -> None:

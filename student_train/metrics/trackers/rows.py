@@ -21,16 +21,18 @@ class Row:
         number: twice the step, and one more for a validation: rows are in the order in which they are written.
         points: name -> value.
         best: of a validation, `best_step` and `best` so far.
+        of_step: the optimiser step, if it does not follow from the number.
     """
 
     number: int
     points: dict[str, float]
     best: tuple[int, float] | None = None
+    of_step: int | None = None
 
     @property
     def step(self) -> int:
         """The optimiser step."""
-        return self.number // 2
+        return self.number // 2 if self.of_step is None else self.of_step
 
 
 class RowReader:

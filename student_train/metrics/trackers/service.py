@@ -1,6 +1,6 @@
 """A tracker as its process sees it, and what it is told about the run; loads no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ class TrackedRun:
         settings: hash of the settings that decide what is learnt: another one is another run.
         done: optimiser steps done before this process.
         steps: length of the run in optimiser steps.
+        scores: benchmark scores of the student, of a run that has ended; {} while it is going.
     """
 
     tracker: str
@@ -34,6 +35,7 @@ class TrackedRun:
     settings: str
     done: int
     steps: int
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 class Service(Protocol):

@@ -30,6 +30,7 @@ class Fake:
     def __init__(self, fails_at: tuple[int, ...], has: int = -1, last: int | None = None) -> None:
         self.ended, self._last = threading.Event(), last
         self.rows: list[int] = []
+        self.points: list[tuple[int, dict[str, float]]] = []
         self._calls, self._fails_at, self._has = 0, fails_at, has
 
     def _call(self) -> None:
@@ -44,6 +45,7 @@ class Fake:
     def send(self, row: Row) -> None:
         self._call()
         self.rows.append(row.number)
+        self.points.append((row.step, row.points))
         if row.number == self._last:
             self.ended.set()
 
@@ -79,6 +81,20 @@ def test_rows_that_the_tracker_has_are_not_sent_again(tmp_path: Path, monkeypatc
     ended.set()
     follow(service, tracked(tmp_path), ended, Messages(io.StringIO()))
     assert service.rows == [5, 6] and not service.complete
+
+
+def test_scores_follow_the_steps_and_are_sent_once(tmp_path: Path) -> None:
+    """After a validation of the last step; other scores are sent again; the run is that of any settings."""
+    write_steps(tmp_path, [1, 2, 3, 4], [4])
+    first, ended = Fake((), has=7), threading.Event()
+    ended.set()
+    follow(first, tracked(tmp_path), ended, Messages(io.StringIO()))
+    assert first.rows == [8, 9]
+    for scores, sent in (({"gqa": 60.0}, 1), ({"gqa": 60.0}, 0), ({"gqa": 61.0}, 1)):
+        service = Fake((), has=9)
+        follow(service, tracked(tmp_path, settings="", done=4, scores=scores), ended, Messages(io.StringIO()))
+        assert service.points == [(4, {"eval/gqa": scores["gqa"]})] * sent and service.complete
+    assert Kept.of(tmp_path, "wandb", "s").scores == {"gqa": 61.0}
 
 
 def test_a_tracker_that_is_never_reached_does_not_delay_the_end(tmp_path: Path) -> None:

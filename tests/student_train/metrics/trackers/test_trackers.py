@@ -11,6 +11,7 @@ from tracker_files import trackio_rows, wandb_records, wandb_rows
 
 from alignkd.student_train.job import TrainJob
 from alignkd.student_train.metrics.points import step_points, validation_points
+from alignkd.student_train.metrics.trackers.of_run import send_scores
 from alignkd.student_train.output import TIMINGS
 from alignkd.student_train.trainer import train
 
@@ -53,6 +54,9 @@ def test_a_resumed_run_is_one_run_with_every_figure_once(
             # times of the step that was done twice are those of either process
             of_first = point in first and point[1].removeprefix("run/") in TIMINGS and value == first[point]
             assert of_first or value == expected[point], point
+    send_scores(job.train, {"gqa": 60.0}, uses_lora=False)
+    assert {"step": 6, "eval/gqa": 60}.items() <= wandb_rows(output)[-1].items()
+    assert trackio_rows(fresh_trackers, "alignkd")[-1][1:] == (6, {"eval/gqa": 60.0})
     assert len({name for name, *_ in trackio_rows(fresh_trackers, "alignkd")}) == 1
     numbers = [row["_step"] for row in wandb_rows(output)]
     assert numbers == sorted(set(numbers))

@@ -73,7 +73,9 @@ def test_parts_without_a_network_are_one_run_when_they_are_uploaded(
         folders = sorted((tmp_path / "out" / "wandb").glob("offline-run-*"))
         assert len(folders) == 2 and not server.history
         command = [sys.executable, "-m", "wandb", "sync", "--yes", *map(str, folders)]
-        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     assert [[row["_step"] for row in rows] for rows in server.history.values()] == [[2, 4, 5, 6, 7]]
 
 

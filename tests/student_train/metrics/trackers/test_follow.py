@@ -19,6 +19,7 @@ from alignkd.student_train.metrics.trackers.no_secrets import without_secrets
 from alignkd.student_train.metrics.trackers.process import Messages, follow
 from alignkd.student_train.metrics.trackers.rows import Row, RowReader
 from alignkd.student_train.metrics.trackers.service import TrackedRun
+from alignkd.student_train.output import read_configuration
 from alignkd.student_train.run.checks.machine import check_machine
 
 
@@ -183,6 +184,13 @@ def test_names_are_those_of_transformers(given: Any, expected: tuple[str, ...]) 
 def test_other_names_are_refused_in_one_line(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(output=Path("x"), steps=1, **given)
+
+
+@pytest.mark.parametrize(("earlier", "now"), [(True, ["tensorboard"]), (False, [])])
+def test_a_run_of_an_earlier_version_has_the_present_key(earlier: bool, now: list[str], tmp_path: Path) -> None:
+    sections = {"data": {}, "store": {}, "train": {"steps": 1, "tensorboard": earlier}}
+    (tmp_path / "run.json").write_text(json.dumps(sections))
+    assert read_configuration(tmp_path) == {**sections, "train": {"steps": 1, "report_to": now}}
 
 
 def test_a_missing_library_is_refused_before_the_teacher_runs(

@@ -20,6 +20,9 @@ set -m  # or commands in the background would ignore SIGINT
 : "${CONFIG:=run.yaml}"
 : "${GPUS:=4}"  # of each machine
 export RAY_USAGE_STATS_ENABLED=0
+# who can reach a cluster can run programs on it: only processes that know this token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))  # two jobs on one machine do not meet

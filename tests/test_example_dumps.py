@@ -35,6 +35,7 @@ STUBS = {
     "ray": RECORD + f'[[ $1 != start ]] || {WAITING}',
     "alignkd": "#!/bin/bash\ntrap 'echo INT >> \"$RECORDS/alignkd\"; exit 130' INT\n"
     + RECORD.removeprefix("#!/bin/bash\n")
+    + '[[ ! -e $RECORDS/ray ]] || until (($(grep -c ^start "$RECORDS/ray") == 2)); do sleep 0.05; done\n'
     + f'[[ -z ${{WAITS-}} ]] || {WAITING}',
 }  # fmt: skip
 Start = Callable[..., "subprocess.Popen[bytes]"]

@@ -79,9 +79,11 @@ def _connect(ray: Any, address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address not in (None, "auto", "local"):
         _check_address(str(address))
-    environment = {name: os.environ[name] for name in ("PYTHONPATH",) if os.environ.get(name)}
+    # a checkout that the command was started from; everything else is in the environment of the machines
+    found = os.environ.get("PYTHONPATH")
+    environment = {"env_vars": {"PYTHONPATH": found}} if found else None
     try:
-        ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise InputError(
             f"Ray cluster {address or 'on this machine'}: {one_line(error)[:300]}; check --address and RAY_ADDRESS"

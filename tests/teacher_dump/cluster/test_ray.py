@@ -29,6 +29,7 @@ from alignkd.teacher_dump.targets.capture import Capture
 ROOT = Path(__file__).parents[3]
 SUPPORT = ROOT / "tests" / "support"
 SHARDS = 12
+MAX_LOG_BYTES = 64 << 20
 WaitUntil = Callable[[Callable[[], Any], str], None]
 
 
@@ -83,7 +84,8 @@ def cluster(wait_until: WaitUntil) -> Iterator[Cluster]:
         **os.environ,
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         # time limits of the start, which a busy machine passes
         **dict.fromkeys(
             (
@@ -103,6 +105,8 @@ def cluster(wait_until: WaitUntil) -> Iterator[Cluster]:
     finally:
         made.process.communicate()
         wait_until(lambda: not made.processes(), "the end of Ray's processes")
+        kept = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+        assert kept < MAX_LOG_BYTES
         shutil.rmtree(folder)
 
 

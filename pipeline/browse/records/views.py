@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from alignkd.pipeline.browse.records.attention import Attention, attention_of
+from alignkd.pipeline.browse.records.distance import Known, known
 from alignkd.pipeline.browse.records.page import ImageView, LayerView, RecordPage
 from alignkd.pipeline.browse.records.predictions import predictions_of
 from alignkd.pipeline.browse.records.student import StudentPage, StudentViews
@@ -21,9 +22,9 @@ from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_
 from alignkd.pipeline.shards.view.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
-from alignkd.pipeline.shards.view.teacher_view import why_no_probabilities
+from alignkd.pipeline.shards.view.teacher_view import entries_of, why_no_probabilities
 from alignkd.storage.read.lm_head import LmHead
-from alignkd.storage.read.logprobs import open_lm_head
+from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record, SampledLogits
 from alignkd.vlm.errors import InputError, SampleError
@@ -125,7 +126,7 @@ class RecordViews:
             IndexError, StoreError: as `record_page`.
         """
         record = self.reader[position]
-        found = self._layer(record, layer, student)
+        found = self.layer(position, layer, student=student)
         count = self.reader.manifest.shapes.vision_top_tokens
         return attention_of(record, found, self._grids(record), head=head, query=query, count=count)
 
@@ -162,7 +163,7 @@ class RecordViews:
         Args and errors: as `attention`.
         """
         record = self.reader[position]
-        found = self._layer(record, layer, student)
+        found = self.layer(position, layer, student=student)
         files = [content for content, _ in self._files(record)]
         token = None if query is None else str(query)
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
@@ -177,12 +178,24 @@ class RecordViews:
         record = self.reader[position]
         return self._given_student().page(record, image_files(record, self._folder(record)))
 
-    def _given_student(self) -> StudentViews:
-        if self._student is None:
-            raise InputError("no student was given; name its checkpoint by --student")
-        return self._student
+    def known_tokens(self, position: int, *, student: bool = False) -> list[Known]:
+        """The known tokens of each supervised position with their probabilities; empty if the store has none.
 
-    def _layer(self, record: Record, layer: int | None, student: bool) -> LayerAttention:
+        Args:
+            student: the student's in place of the teacher's.
+
+        Raises:
+            InputError, IndexError, StoreError: as `student_page`.
+        """
+        record = self.reader[position]
+        if student:
+            return self._given_student().known_tokens(record, image_files(record, self._folder(record)))
+        found = distribution_of(record.logits, self._lm_head)
+        return [] if found is None else [known(ids, probs) for ids, probs, _ in entries_of(found)]
+
+    def layer(self, position: int, layer: int | None = None, *, student: bool = False) -> LayerAttention:
+        """The attention of all heads and queries of a layer of a record; arguments and errors as `attention`."""
+        record = self.reader[position]
         if not record.has_image:
             raise InputError(f"sample {record.id!r} (index {record.index}) has no image")
         if student:
@@ -191,6 +204,11 @@ class RecordViews:
         if source.stored is not None:
             return stored_layer(record, source)
         return self._stem.layer(record, self._folder(record), source.layer)
+
+    def _given_student(self) -> StudentViews:
+        if self._student is None:
+            raise InputError("no student was given; name its checkpoint by --student")
+        return self._student
 
     @cached_property
     def _lm_head(self) -> LmHead | None:

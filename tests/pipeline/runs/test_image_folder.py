@@ -42,7 +42,7 @@ def test_the_folder_of_the_dump_is_the_default(
         monkeypatch.setattr(other, "manifest", reader.manifest.changed(read_from=read_from))
         return other
 
-    with pytest.raises(TrainError, match="data.images is missing; set it"):
+    with pytest.raises(TrainError, match=r"data.images is missing; set it"):
         check_images(named(None), None, {})
     with pytest.raises(TrainError, match=f"and {tmp_path}/gone, where the dump found them, is not a folder; set it"):
         check_images(named(tmp_path / "gone"), None, {})

@@ -19,6 +19,7 @@ from alignkd.storage.schema.commit_record import (
 )
 from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest
 from alignkd.storage.schema.shard_files import missing_or_resized
+from alignkd.storage.write.grow import sealed_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,15 @@ class PushedStore:
             if problems := missing_or_resized(files, commit):
                 raise CorruptStoreError(f"{problems[0]}; nothing is pushed, see `alignkd shards verify {folder}`")
         self._small = {
-            FILE_NAME: files.read(FILE_NAME, MAX_FILE_BYTES),
+            FILE_NAME: self._public_manifest(),
             **{commit_name(shard): files.read(commit_name(shard), MAX_COMMIT_BYTES) for shard in shards},
         }
+
+    def _public_manifest(self) -> bytes:
+        """The file without the paths of this machine, where the dump found images and teacher."""
+        if self.manifest.read_from is None:
+            return self._files.read(FILE_NAME, MAX_FILE_BYTES)
+        return sealed_manifest(self.folder, self.manifest.changed(read_from=None))
 
     @property
     def is_whole(self) -> bool:

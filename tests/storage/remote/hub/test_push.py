@@ -16,10 +16,12 @@ from hub_server import READER, WRITER, HubServer, Repo
 from alignkd.storage import CorruptStoreError, Manifest, StoreError, StoreReader, verify_store
 from alignkd.storage.errors import RemoteError
 from alignkd.storage.read.listing import list_store
+from alignkd.storage.schema.read_from import ImageFolder, ReadFrom
 from alignkd.storage.schema.sources import Addition, StoredSource
 from alignkd.storage.tools.push import push as push_module
 from alignkd.storage.tools.push.card import CardFacts
 from alignkd.storage.tools.push.push import PushOptions, PushReport, push_store
+from alignkd.storage.write.grow import sealed_manifest
 
 # of the client itself
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -372,3 +374,22 @@ def test_the_command(hub: HubServer, hub_stores: HubStores, capsys: pytest.Captu
     assert bucket.exit_code == 1 and "only a store in a folder is pushed" in bucket.output
     listed = runner.invoke(shards, ["ls", f"{URL}@v1"])
     assert "2 of 2 shards, 4 records, 1 unusable" in listed.stdout
+
+
+def test_paths_of_this_machine_are_not_published(
+    hub: HubServer, hub_stores: HubStores, tree_bytes: TreeBytes, tmp_path: Path
+) -> None:
+    """The manifest of a dump has the folders of images and teacher; the same store is published without them."""
+    folder = tmp_path / "store"
+    shutil.copytree(hub_stores("zarr"), folder)
+    manifest = StoreReader(folder).manifest
+    read_from = ReadFrom(
+        checkpoint="/home/ann/teacher", images=(ImageFolder(first_sample=0, folder="/home/ann/images"),)
+    )
+    (folder / "manifest.json").write_bytes(sealed_manifest(folder, manifest.changed(read_from=read_from)))
+    assert b"/home/ann" in tree_bytes(folder)["manifest.json"]
+    push(folder)
+    published = below(hub.repos[REPO])
+    assert not any(b"/home/ann" in data for data in published.values())
+    assert list_store(URL).root_hash == list_store(folder).root_hash and verify_store(URL, deep=True).ok
+    assert push(folder).files == 0

@@ -140,6 +140,9 @@ class TrainConfig(Settings):
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
+        wait_minutes: longest wait of a process for the others, at the start and in every exchange (one of them may write
+            a checkpoint meanwhile); then the run ends with an error. A process without a sign of life for 5 minutes, or
+            this time if it is shorter, ends the run too.
         domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
             settings; None: the weights of stores and data sets, which stay.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
@@ -186,6 +189,7 @@ class TrainConfig(Settings):
     log_every: Count = 10
     tensorboard: bool = True
     data_workers: CountFromZero = 0
+    wait_minutes: float = Field(default=30.0, gt=0, le=1e5)
 
     domain_weights: DomainWeights | None = None
     validation: ValidationConfig | None = None

@@ -61,7 +61,7 @@ class RankWatch:
         self.is_on, self.is_lost = True, False
         self._rank, self._world_size, self._place = rank, world_size, place
         self._next = (rank + 1) % world_size
-        self._silence, self._end = silence, end or _end_process
+        self._silence, self._end = silence, _end_process if end is None else end
         self._own = f"rank {rank} on host {socket.gethostname()}"
         # one connection per thread: a call that waits blocks its connection
         self._store, self._reports = (PrefixStore("alignkd", store).clone() for _ in range(2))
@@ -102,12 +102,9 @@ class RankWatch:
             time.sleep(POLL_SECONDS / 10)
         if self._problem is not None:
             return f"{self._own} ends because of {self._problem}"
-        shown = " ".join(str(error).split())
-        shown = shown.rpartition(".cc:")[2].partition("] ")[2] or shown  # without the place in gloo's source
-        shown = shown.partition(". This is typically")[0]
         return (
-            f"{self._own} lost the connection to another process ({shown[:160]}): it was killed, or its machine or the "
-            f"network failed; its own last lines may say more; {RESUME}"
+            f"{self._own}: an exchange with the other processes failed ({_shown(str(error))}); if a process was killed, "
+            f"or a machine or the network failed, {RESUME}"
         )
 
     def leave(self) -> None:
@@ -159,15 +156,24 @@ class RankWatch:
             stuck, rounds = (stuck + POLL_SECONDS, rounds) if self._rounds == rounds else (0.0, self._rounds)
             known += POLL_SECONDS if self._problem is not None else 0.0
             if known > GRACE_SECONDS:
-                self._end(f"{self._own} ends because of {self._problem}")
-            elif stuck > self._silence and self._problem is None:
-                self._end(f"{self._own} ends because of {self._lost(f'the process at {self._place}')}")
+                return self._end(f"{self._own} ends because of {self._problem}")
+            if stuck > self._silence and self._problem is None:
+                return self._end(f"{self._own} ends because of {self._lost(f'the process at {self._place}')}")
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an exchange failed because another rank, or the way to it, is gone, or did not answer in time."""
     # gloo raises a plain RuntimeError, whose text begins with the place in gloo's source
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _shown(error: str) -> str:
+    """The part of an error of gloo or NCCL that says what happened."""
+    text = " ".join(error.split())
+    text = text.partition("Last error: ")[2] or text  # of NCCL, after the place in its source and general advice
+    if ".cc:" in text:  # of gloo, after the place in its source
+        text = text.partition(".cc:")[2].partition("] ")[2]
+    return text.partition(". This is typically")[0][:160]
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from alignkd.student_train.distributed.launcher import DEEPSPEED, TORCHRUN, MeetingPoint, joining, meeting_point
+from alignkd.student_train.distributed.meeting import meet
 from alignkd.student_train.distributed.own_address import check_own_address
 from alignkd.student_train.distributed.watch import SILENCE_SECONDS, RankWatch, is_lost_connection
 from alignkd.student_train.errors import TrainError
@@ -169,16 +170,17 @@ def _join(place: MeetingPoint, wait: timedelta) -> torch.device:
     with joining(place):
         store, rank, world_size = next(distributed.rendezvous("env://", timeout=wait))
         store.set_timeout(wait)
+        met = meet(store, rank, world_size, seconds=wait.total_seconds())
         silence = min(SILENCE_SECONDS, wait.total_seconds())
-        _watch = RankWatch(store, rank, world_size, place=place, silence=silence)
+        _watch = RankWatch(met.store, rank, world_size, place=place, silence=silence)
         _watch.start()
     with ending_together():  # from here on, a rank that cannot go on tells the others
         device = _used_device()
         with joining(place):
             backend = "nccl" if device.type == "cuda" else "gloo"
-            if backend == "gloo" and len({*_watch.hosts()}) > 1:
+            if backend == "gloo" and len({*met.hosts}) > 1:
                 check_own_address(os.environ)
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
+            distributed.init_process_group(backend, store=met.store, rank=rank, world_size=world_size, timeout=wait)
     return device
 
 
@@ -198,9 +200,7 @@ def _used_device() -> torch.device:
 
 
 def _leave() -> None:
-    if _watch is not None:
-        _watch.leave()
-        if _watch.is_lost:  # a farewell to a rank that is gone may wait for it
-            return
+    if _watch is not None and _watch.is_lost:  # a farewell to a rank that is gone may wait for it
+        return
     if distributed.is_initialized():
         distributed.destroy_process_group()

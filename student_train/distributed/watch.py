@@ -74,11 +74,6 @@ class RankWatch:
         for target in (self._talk, self._judge):
             threading.Thread(target=target, daemon=True, name=f"watch{target.__name__}").start()
 
-    def hosts(self) -> list[str]:
-        """Host name of every rank; waits until all have started."""
-        self._reports.set(f"host/{self._rank}", socket.gethostname())
-        return [name.decode() for name in self._reports.multi_get([f"host/{n}" for n in range(self._world_size)])]
-
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends with an error; returns when they know or after a few seconds."""
         if self._reported:
@@ -107,30 +102,29 @@ class RankWatch:
             f"or a machine or the network failed, {RESUME}"
         )
 
-    def leave(self) -> None:
-        """This process ends, without an error or after its report: its silence means nothing."""
-        self.is_on = False
-        with suppress(RuntimeError):
-            self._reports.set(f"end/{self._rank}", "")
-
     def _tell(self, store: Store, text: str) -> None:
         store.compare_set(PROBLEM, "", text)  # the first one is the cause of the others
         store.set(f"end/{self._rank}", "")
 
     def _talk(self) -> None:
-        silent, before = 0.0, b""
-        store, beat, end = self._store, f"beat/{self._next}", f"end/{self._next}"
+        silent, before, lives = 0.0, b"", False
+        store, beat = self._store, f"beat/{self._next}"
         try:
             while self._problem is None:
+                if not self.is_on:  # it may be the end of all processes, and of the store
+                    silent, before, lives = 0.0, b"", False
+                    time.sleep(POLL_SECONDS)
+                    continue
                 store.set(f"beat/{self._rank}", str(self._rounds))
                 if store.check([PROBLEM]):
                     self._problem = store.get(PROBLEM).decode(errors="replace")
                     store.set(f"end/{self._rank}", "")
                 elif store.check([beat]):
                     found = store.get(beat)
+                    lives = lives or before not in (b"", found)  # not only a sign that is left from an earlier run
                     # in rounds, not by the clock: after a suspended job goes on, its clock has jumped
                     silent, before = (silent + POLL_SECONDS, before) if found == before else (0.0, found)
-                    if silent >= self._silence and not store.check([end]):
+                    if lives and silent >= self._silence:
                         self._tell(store, self._lost(f"rank {self._next}"))
                 self._rounds += 1
                 time.sleep(POLL_SECONDS)

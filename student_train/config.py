@@ -140,8 +140,8 @@ class TrainConfig(Settings):
         tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
-        wait_minutes: longest wait of a process for the others, at the start and in every exchange (one of them may write
-            a checkpoint meanwhile); then the run ends with an error. A process without a sign of life for 5 minutes, or
+        wait_minutes: longest wait of a process for the others, at the start and in every exchange, in which one of them
+            may write a checkpoint; then the run ends with an error. A process without a sign of life for 5 minutes, or
             this time if it is shorter, ends the run too.
         domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
             settings; None: the weights of stores and data sets, which stay.

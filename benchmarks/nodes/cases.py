@@ -31,14 +31,14 @@ NAMES = ("node-a", "node-b")
 Figures = dict[str, Any]
 
 
-class Failed(AssertionError):
+class UnexpectedError(AssertionError):
     """What was expected did not happen."""
 
 
 def expect(condition: object, what: str) -> None:
-    """Raises Failed unless the condition is true."""
+    """Raises UnexpectedError unless the condition is true."""
     if not condition:
-        raise Failed(what)
+        raise UnexpectedError(what)
 
 
 def all_ended(started: Started, codes: list[int | None], *lines: str) -> None:
@@ -149,7 +149,9 @@ def cut(place: Workplace) -> Figures:
             command.kill()
         expect(not started.has_traceback(), "a process ended with a traceback")
         for line in started.lines():  # the exchange has the same limit
-            pattern = "rank [01] on host node-.( ends because of .* no sign of life for 30 s|: .*Timed out waiting 30000ms)"
+            pattern = (
+                "rank [01] on host node-.( ends because of .* no sign of life for 30 s|: .*Timed out waiting 30000ms)"
+            )
             expect(re.search(pattern, line), f"the last line is {line!r}")
         expect(not has_checkpoint(folder, STEPS), "not in the middle")
         one = start(cluster.nodes[:1], torchrun(cluster.nodes[:1], processes=2), folder, "resumed")
@@ -303,6 +305,6 @@ def run_case(case: Callable[[Workplace], Figures], place: Workplace) -> dict[str
     figures: Figures = {}
     try:
         figures = case(place)
-    except (Failed, TimeoutError, OSError, subprocess.SubprocessError, StopIteration) as error:
+    except (UnexpectedError, TimeoutError, OSError, subprocess.SubprocessError, StopIteration) as error:
         line |= {"ok": False, "problem": f"{type(error).__name__}: {error}"}
     return line | {"seconds": round(time.monotonic() - began, 1), **figures}

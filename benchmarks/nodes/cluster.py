@@ -32,7 +32,7 @@ ip link set lo up && echo ready && exec cat
 TICK_SECONDS = 0.05
 
 
-class NoNamespaces(RuntimeError):  # noqa: N818
+class NoNamespacesError(RuntimeError):
     """This machine does not let this user make the namespaces; the message says why."""
 
 
@@ -116,7 +116,7 @@ class Cluster:
         own_name_is_loopback: each machine finds its own name at 127.0.1.1, as installers of Debian write /etc/hosts.
 
     Raises:
-        NoNamespaces: when it is entered.
+        NoNamespacesError: when it is entered.
     """
 
     def __init__(self, *names: str, own_name_is_loopback: bool = False) -> None:
@@ -125,9 +125,9 @@ class Cluster:
 
     def __enter__(self) -> Self:
         if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
-            raise NoNamespaces(f"{', '.join(missing)} not found; install util-linux and iproute2")
+            raise NoNamespacesError(f"{', '.join(missing)} not found; install util-linux and iproute2")
         if sys.platform != "linux":
-            raise NoNamespaces("namespaces are Linux's")
+            raise NoNamespacesError("namespaces are Linux's")
         self._folder = Path(tempfile.mkdtemp(prefix="nodes-"))
         (self._folder / "local").mkdir()
         try:
@@ -197,7 +197,7 @@ class Cluster:
         assert process.stdout is not None and process.stderr is not None
         if process.stdout.readline() != "ready\n":
             process.kill()
-            raise NoNamespaces(f"`{' '.join(command[:4])} ...` failed: {' '.join(process.stderr.read().split())}")
+            raise NoNamespacesError(f"`{' '.join(command[:4])} ...` failed: {' '.join(process.stderr.read().split())}")
         self._started.append(process)
         return process
 
@@ -207,7 +207,7 @@ def why_not() -> str | None:
     try:
         with Cluster("node-1"):
             return None
-    except (NoNamespaces, subprocess.CalledProcessError, OSError) as error:
+    except (NoNamespacesError, subprocess.CalledProcessError, OSError) as error:
         return str(error)
 
 
@@ -234,7 +234,7 @@ def _entering(pid: int, *kinds: str) -> list[str]:
 def _checked(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise NoNamespaces(f"`{' '.join(command)}` failed: {' '.join(done.stderr.split())}")
+        raise NoNamespacesError(f"`{' '.join(command)}` failed: {' '.join(done.stderr.split())}")
 
 
 def _processes() -> list[int]:

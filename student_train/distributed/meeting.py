@@ -58,7 +58,9 @@ def _welcome_all(store: Store, world_size: int, limit: float) -> str:
                 asked = store.get(f"ask/{rank}").decode()
                 store.delete_key(f"ask/{rank}")  # a rank whose question is removed asks again
                 store.set(f"answer/{asked}", attempt)
-        _check_time(limit, f"ranks {', '.join(map(str, sorted(missing)))} of {world_size} have not come" if missing else "")
+        _check_time(
+            limit, f"ranks {', '.join(map(str, sorted(missing)))} of {world_size} have not come" if missing else ""
+        )
     return attempt
 
 

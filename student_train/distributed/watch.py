@@ -98,8 +98,8 @@ class RankWatch:
         if self._problem is not None:
             return f"{self._own} ends because of {self._problem}"
         return (
-            f"{self._own}: an exchange with the other processes failed ({_shown(str(error))}); if a process was killed, "
-            f"or a machine or the network failed, {RESUME}"
+            f"{self._own}: an exchange with the other processes failed ({_shown(str(error))}); if a process was "
+            f"killed, or a machine or the network failed, {RESUME}"
         )
 
     def _tell(self, store: Store, text: str) -> None:
@@ -130,7 +130,9 @@ class RankWatch:
                 time.sleep(POLL_SECONDS)
         except RuntimeError as error:
             # of torch.distributed: the process that is the store has ended
-            self._problem = f"{self._place}: its process cannot be reached any more ({' '.join(str(error).split())[:80]})"
+            self._problem = (
+                f"{self._place}: its process cannot be reached any more ({' '.join(str(error).split())[:80]})"
+            )
             self._problem += f"; {RESUME}"
 
     def _lost(self, what: str) -> str:

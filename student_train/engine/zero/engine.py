@@ -160,8 +160,8 @@ def _prepare_deepspeed(wait_minutes: float) -> None:
     """Use the running process group, without the C++ collective that only inference needs.
 
     Args:
-        wait_minutes: longest wait in an exchange of gradients. DeepSpeed makes a group of its own for them, with torch's
-            default limit, unless it has one.
+        wait_minutes: longest wait in an exchange of gradients. DeepSpeed makes a group of its own for them, with the
+            default limit of torch, unless it has one.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # asserted by deepspeed.initialize, also without a launcher

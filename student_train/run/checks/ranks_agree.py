@@ -31,8 +31,8 @@ def check_ranks_agree(plan: RunPlan) -> None:
             name = differing[0]
             more = f" (and {len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
             raise TrainError(
-                f"{name} is {first.get(name)} for rank 0 on host {first_host} and {values.get(name)} for rank {rank} on "
-                f"host {host}{more}; give every process the same configuration, stores and versions of packages"
+                f"{name} is {first.get(name)} for rank 0 on host {first_host} and {values.get(name)} for rank {rank} "
+                f"on host {host}{more}; give every process the same configuration, stores and versions of packages"
             )
 
 

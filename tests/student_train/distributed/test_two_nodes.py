@@ -105,8 +105,8 @@ def test_an_output_that_is_not_shared_is_refused(
     children = start_two(cluster, make_job(many_store, output=output, steps=2, micro_batch=1, global_batch=2))
     for line in last_lines(children):
         assert line == (
-            f"train.output {output}: rank 1 on host node-b does not see there what rank 0 on host node-a has written to "
-            f"{output}; give all of them the same folder, on a file system that all machines share"
+            f"train.output {output}: rank 1 on host node-b does not see there what rank 0 on host node-a has written "
+            f"to {output}; give all of them the same folder, on a file system that all machines share"
         )
 
 

@@ -44,9 +44,7 @@ def watches(store: TCPStore, ends: Ends) -> Watches:
     """watches(number, silence): of so many ranks, not started."""
 
     def make(number: int, silence: float = 1000.0) -> list[RankWatch]:
-        return [
-            RankWatch(store, rank, number, place="there:1", silence=silence, end=ends) for rank in range(number)
-        ]
+        return [RankWatch(store, rank, number, place="there:1", silence=silence, end=ends) for rank in range(number)]
 
     return make
 
@@ -83,7 +81,7 @@ def test_the_reported_problem_explains_a_lost_connection(watches: Watches) -> No
             "Connection closed by peer [10.0.0.2]:31878",
         ),
         (
-            "NCCL error in: /a/NCCLUtils.cpp:93, invalid usage.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0",
+            "NCCL error in: /a/NCCLUtils.cpp:93, invalid.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0",
             "Duplicate GPU detected : rank 1 and rank 0",
         ),
         ("Failed to recv, got 0 bytes", "Failed to recv, got 0 bytes"),

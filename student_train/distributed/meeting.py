@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.distributed import DistStoreError, PrefixStore, Store
+from torch.distributed import DistStoreError, PrefixStore, Store  # type: ignore[attr-defined]
 
 POLL_SECONDS = 0.05
 ASK_SECONDS = 1.0

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
 
 from alignkd.disk.errors import AlignkdError
 from alignkd.disk.next_step import next_step, reason
+from alignkd.disk.temporary import remove_temporary_folders
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -64,7 +65,8 @@ class RankWatch:
         self._silence, self._end = silence, _end_process if end is None else end
         self._own = f"rank {rank} on host {socket.gethostname()}"
         # one connection per thread: a call that waits blocks its connection
-        self._store, self._reports = (PrefixStore("alignkd", store).clone() for _ in range(2))
+        own = PrefixStore("alignkd", store)
+        self._store, self._reports = (own.clone() for _ in range(2))  # type: ignore[attr-defined]
         self._problem: str | None = None
         self._rounds = 0
         self._reported = False
@@ -185,4 +187,5 @@ def _one_line(error: BaseException) -> str:
 def _end_process(text: str) -> None:
     with suppress(OSError):
         logger.error("%s", text)
+    remove_temporary_folders()
     os._exit(1)

@@ -168,7 +168,7 @@ def _join(place: MeetingPoint, wait: timedelta) -> torch.device:
     """Meet the other ranks; the device of this one."""
     global _watch
     with joining(place):
-        store, rank, world_size = next(distributed.rendezvous("env://", timeout=wait))
+        store, rank, world_size = next(distributed.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
         store.set_timeout(wait)
         met = meet(store, rank, world_size, seconds=wait.total_seconds())
         silence = min(SILENCE_SECONDS, wait.total_seconds())

@@ -45,7 +45,7 @@ class Workplace:
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "output": "out", "steps": STEPS, "micro_batch": 2, "global_batch": 8, "learning_rate": 1e-3,
-            "checkpoint_every": CHECKPOINT_EVERY, "log_every": 1, "tensorboard": False, **train,
+            "checkpoint_every": CHECKPOINT_EVERY, "log_every": 1, "report_to": [], **train,
         }  # fmt: skip
         document = {
             "teacher": {"checkpoint": str(GOLDEN / "teacher"), "vision_config": str(GOLDEN / "clip"), "device": "cpu"},

@@ -8,7 +8,9 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.run.plan import RunPlan
 
 # Of one process only: where files lie, how its batches are prepared, what the first process alone reads or writes.
-OF_ONE_PROCESS = {"adapters", "centres", "data_workers", "extend", "log_every", "output", "stem", "tensorboard"}
+OF_ONE_PROCESS = {
+    *("adapters", "centres", "data_workers", "extend", "log_every", "output", "report_project", "report_to", "stem"),
+}
 PACKAGES = ("alignkd", "torch", "deepspeed", "transformers")
 
 

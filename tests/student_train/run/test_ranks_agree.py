@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.distributed.ranks import Ranks, start_ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob
-from alignkd.student_train.run.checks.ranks_agree import check_ranks_agree
+from alignkd.student_train.run.checks.ranks_agree import OF_ONE_PROCESS, check_ranks_agree
 from alignkd.student_train.run.output import claim
 from alignkd.student_train.run.output.claim import claimed
 from alignkd.student_train.run.output.lock import LOCK
@@ -69,6 +70,7 @@ def test_a_value_that_differs_is_named(name: str, value: object, shown: str, pla
 
 
 def test_what_concerns_one_process_may_differ(plan: RunPlan) -> None:
+    assert TrainConfig.model_fields.keys() >= OF_ONE_PROCESS
     other = plan.config.model_copy(update={"data_workers": 3, "log_every": 5, "output": Path("elsewhere")})
     found: list[Any] = []
     for config in (plan.config, other):

@@ -161,6 +161,9 @@ class TrainConfig(Settings):
         report_project: project of the run at wandb and trackio; None is WANDB_PROJECT for wandb, otherwise `alignkd`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
+        wait_minutes: longest wait of a process for the others, at the start and in every exchange, in which one of them
+            may write a checkpoint; then the run ends with an error. A process without a sign of life for 5 minutes, or
+            this time if it is shorter, ends the run too.
         domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
             settings; None: the weights of stores and data sets, which stay.
         validation: losses of samples that are not trained on, and the choice of the best state; None: no validation.
@@ -208,6 +211,7 @@ class TrainConfig(Settings):
     report_to: TrackerNames = ("tensorboard",)
     report_project: Annotated[str, Field(min_length=1, max_length=128, title="text")] | None = None
     data_workers: CountFromZero = 0
+    wait_minutes: float = Field(default=30.0, gt=0, le=1e5)
 
     domain_weights: DomainWeights | None = None
     validation: ValidationConfig | None = None

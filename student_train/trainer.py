@@ -13,7 +13,7 @@ from alignkd.student_train.checkpoints.times import CheckpointTimes
 from alignkd.student_train.data.batch import TrainBatch
 from alignkd.student_train.data.handoff.stream import closing_workers
 from alignkd.student_train.distributed.interrupt import StopSignals
-from alignkd.student_train.distributed.ranks import accelerator, start_ranks
+from alignkd.student_train.distributed.ranks import accelerator, ending_together, start_ranks
 from alignkd.student_train.engine.build import build_engine
 from alignkd.student_train.engine.determinism import repeatable
 from alignkd.student_train.engine.engine import Engine, StepOutcome
@@ -27,6 +27,7 @@ from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
 from alignkd.student_train.run.attention.row_reference import references_of_run
+from alignkd.student_train.run.checks.ranks_agree import check_ranks_agree
 from alignkd.student_train.run.output.claim import claimed
 from alignkd.student_train.run.plan import RunPlan, plan_run
 from alignkd.student_train.run.preference_pass import with_statistics
@@ -51,9 +52,11 @@ def train(job: TrainJob) -> TrainResult:
     if not isinstance(job, TrainJob):
         raise TypeError(f"job is {job!r:.60}, expected a TrainJob; alignkd.train_job makes one from a file or keywords")
     with repeatable(job.train.deterministic, accelerator()):
-        ranks = start_ranks()
-        with claimed(job.train.output, ranks, configuration=job.configuration):
-            return _train(plan_run(job, ranks))
+        ranks = start_ranks(job.train.wait_minutes * 60)
+        with ending_together(), claimed(job.train.output, ranks, configuration=job.configuration):
+            plan = plan_run(job, ranks)
+            check_ranks_agree(plan)
+            return _train(plan)
 
 
 def _train(plan: RunPlan) -> TrainResult:

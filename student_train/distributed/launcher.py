@@ -149,7 +149,10 @@ def _reason(place: MeetingPoint, error: str) -> str:
             f"MASTER_PORT={place.port} is in use on this machine; choose a free port, or stop the process that uses it"
         )
     shown = " ".join(error.split())[:160]
-    return (
-        f"rank {place.rank} did not meet the {place.world_size} processes at {place} ({shown}); start all of them with "
-        "the same MASTER_ADDR and MASTER_PORT"
-    )
+    met = f"rank {place.rank} did not meet the {place.world_size} processes at {place} ({shown})"
+    if "connectFullMesh" in error or "NCCL" in error:  # they have met there, but cannot connect to each other
+        return (
+            f"{met}; let every machine reach the others: set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME to the interface "
+            "that connects them, and open their ports"
+        )
+    return f"{met}; start all of them with the same MASTER_ADDR and MASTER_PORT"

@@ -2,14 +2,19 @@
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
 
 from alignkd.student_train.distributed.launcher import DEEPSPEED, TORCHRUN, MeetingPoint, joining, meeting_point
+from alignkd.student_train.distributed.meeting import meet
+from alignkd.student_train.distributed.own_address import check_own_address
+from alignkd.student_train.distributed.watch import SILENCE_SECONDS, RankWatch, is_lost_connection
 from alignkd.student_train.errors import TrainError
 from alignkd.vlm.hardware.devices import keep_float32_exact, local_cuda_index
 
@@ -17,6 +22,7 @@ T = TypeVar("T")
 # DeepSpeed reads this variable when it is imported, so `engine/zero/engine.py` sets it; the user's value is kept here.
 ACCELERATOR = "DS_ACCELERATOR"
 REQUESTED_ACCELERATOR = os.environ.get(ACCELERATOR)
+WAIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -81,22 +87,47 @@ class Ranks:
         distributed.barrier()
 
 
-def start_ranks() -> Ranks:
+def start_ranks(wait_seconds: float = WAIT_SECONDS) -> Ranks:
     """Join the process group, once per process.
+
+    Args:
+        wait_seconds: longest wait of a process for the others, here and in every exchange.
 
     Raises:
         TrainError, InputError: the launcher's environment is wrong, the other processes cannot be found, or there is no
             device for this process.
     """
     place = meeting_point(os.environ)
-    device = training_device()
     keep_float32_exact()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not distributed.is_initialized():
-        _join("nccl" if device.type == "cuda" else "gloo", place)
+    if distributed.is_initialized():
+        device = _used_device()
+    else:
+        device = _join_alone() if place is None else _join(place, timedelta(seconds=wait_seconds))
         atexit.register(_leave)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """While entered, a rank that ends with an error tells the others, and all end in one line; see `RankWatch`.
+
+    Raises:
+        TrainError: the connection to another rank was lost.
+    """
+    if _watch is None:
+        yield
+        return
+    _watch.is_on = True
+    try:
+        yield
+    except BaseException as error:
+        if is_lost_connection(error):
+            _watch.is_lost = True
+            raise TrainError(_watch.reason_of_loss(error)) from error
+        _watch.report(error)
+        raise
+    finally:
+        _watch.is_on = False
 
 
 def accelerator() -> Literal["cpu", "cuda"]:
@@ -130,14 +161,46 @@ def training_device() -> torch.device:
     return torch.device("cuda", local_cuda_index(local_rank, visible=visible, own_launcher=own_launcher))
 
 
-def _join(backend: str, place: MeetingPoint | None) -> None:
-    if place is not None:
+_watch: RankWatch | None = None
+
+
+def _join(place: MeetingPoint, wait: timedelta) -> torch.device:
+    """Meet the other ranks; the device of this one."""
+    global _watch
+    with joining(place):
+        store, rank, world_size = next(distributed.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
+        store.set_timeout(wait)
+        met = meet(store, rank, world_size, seconds=wait.total_seconds())
+        silence = min(SILENCE_SECONDS, wait.total_seconds())
+        _watch = RankWatch(met.store, rank, world_size, place=place, silence=silence)
+        _watch.start()
+    with ending_together():  # from here on, a rank that cannot go on tells the others
+        device = _used_device()
         with joining(place):
-            distributed.init_process_group(backend)
-    else:  # an in-process store needs no port, so two runs on a machine cannot collide
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            if backend == "gloo" and len({*met.hosts}) > 1:
+                check_own_address(os.environ)
+            distributed.init_process_group(backend, store=met.store, rank=rank, world_size=world_size, timeout=wait)
+    return device
+
+
+def _join_alone() -> torch.device:
+    """A process group of this process: an in-process store needs no port, so two runs on a machine cannot collide."""
+    device = _used_device()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return device
+
+
+def _used_device() -> torch.device:
+    device = training_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _leave() -> None:
+    if _watch is not None and _watch.is_lost:  # a farewell to a rank that is gone may wait for it
+        return
     if distributed.is_initialized():
         distributed.destroy_process_group()

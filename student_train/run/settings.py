@@ -47,6 +47,7 @@ NOT_DECIDING = {
     "centres",  # given as its checksum
     "log_every",
     "data_workers",
+    "wait_minutes",
     "validation",  # see DECIDING_IN_VALIDATION
     "extend",  # given as the settings of `Extension`
     "keep_each_epoch",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nodes.cluster import Node
 from numpy.typing import NDArray
 from prepared_processes import PreparedProcess, PreparedProcesses
 from safetensors.torch import load_file
@@ -40,6 +41,7 @@ from alignkd.vlm.stem.teacher_head import LM_HEAD_FILE, head_bytes
 GOLDEN = Path(__file__).parents[1] / "golden" / "mobilevlm_v2_tiny"
 IMAGES = GOLDEN.parent / "images"
 CHILD = Path(__file__).parent / "child_process.py"
+IN_NODE = Path(__file__).parents[1] / "support" / "in_node.py"
 Samples = list[dict[str, Any]]
 Dump = Callable[..., Path]
 
@@ -209,17 +211,24 @@ def tensorboard_equals_metrics() -> Callable[[Path], None]:
 
 @pytest.fixture
 def start_child(prepared: PreparedProcesses) -> Iterator[Callable[..., PreparedProcess]]:
-    """start_child(job, blow=(module, function, n-th call, signal), **environment) runs `train(job)` elsewhere."""
+    """start_child(job, blow=(module, function, n-th call, signal), **environment) runs `train(job)` elsewhere.
+
+    With `node` it runs on this machine of a cluster of namespaces.
+    """
     children: list[PreparedProcess] = []
 
-    def start(job: TrainJob, blow: tuple[str, str, int, int] | None = None, **options: Any) -> PreparedProcess:
+    def start(
+        job: TrainJob, blow: tuple[str, str, int, int] | None = None, *, node: Node | None = None, **options: Any
+    ) -> PreparedProcess:
         described = vars(job) | {
             "train": job.train.model_dump(mode="json", exclude_unset=True),
             "trained": job.trained.model_dump(mode="json"),
         }
         if isinstance(job.store, tuple):
             described["store"] = [asdict(store) for store in job.store]
-        children.append(prepared.start(CHILD, json.dumps(described, default=str), json.dumps(blow), **options))
+        where = [] if node is None else [IN_NODE, node.pid]
+        arguments = (CHILD, json.dumps(described, default=str), json.dumps(blow))
+        children.append(prepared.start(*where, *arguments, **options))
         return children[-1]
 
     yield start

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib import import_module
 from unittest.mock import patch
 
@@ -27,7 +28,7 @@ if accelerator() == "cpu":
 
 import deepspeed
 from deepspeed.runtime import compiler
-from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from deepspeed.utils import groups, safe_get_full_fp32_param, safe_set_full_fp32_param
 
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.batch import TrainBatch
@@ -52,16 +53,16 @@ class ZeroEngine(Engine):
 
     def __init__(self, student: DistilledStudent, config: TrainConfig, *, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__(student, config, ranks)
-        _prepare_deepspeed()
+        _prepare_deepspeed(config.wait_minutes)
         pin_memory = config.offloads and may_pin(ranks.device)
-        groups = parameter_groups(student, config)
-        self._peak_rates = [group["lr"] for group in groups]
+        parameters = parameter_groups(student, config)
+        self._peak_rates = [group["lr"] for group in parameters]
         student.to(ranks.device)
         with _keep_buffer_dtypes(student):
             try:
                 self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                     model=student,
-                    optimizer=build_optimizer(config.optimizer, groups, config.weight_decay),
+                    optimizer=build_optimizer(config.optimizer, parameters, config.weight_decay),
                     config=zero_config(student, config, dtype, ranks.world_size, pin_memory=pin_memory),
                     dist_init_required=False,
                 )
@@ -155,12 +156,19 @@ class ZeroEngine(Engine):
             self._inner.create_state(group, group["params"])
 
 
-def _prepare_deepspeed() -> None:
-    """Use the running process group, without the C++ collective that only inference needs."""
+def _prepare_deepspeed(wait_minutes: float) -> None:
+    """Use the running process group, without the C++ collective that only inference needs.
+
+    Args:
+        wait_minutes: longest wait in an exchange of gradients. DeepSpeed makes a group of its own for them, with the
+            default limit of torch, unless it has one.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # asserted by deepspeed.initialize, also without a launcher
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _import_muon_uncompiled()
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = distributed.new_group(timeout=timedelta(minutes=wait_minutes))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 

@@ -43,7 +43,7 @@ def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> N
             )
 
 
-def check_ranks_agree(readers: Sequence[StoreReader], ranks: Ranks) -> None:
+def check_same_stores(readers: Sequence[StoreReader], ranks: Ranks) -> None:
     """Refuse stores that changed while the ranks opened them, such as a branch of the hub; called by all ranks.
 
     Each rank opens the stores itself; with other samples on one of them, the ranks would not share an order.

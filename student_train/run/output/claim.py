@@ -26,6 +26,8 @@ from alignkd.student_train.run.output.lock import LOCK, described_holder
 logger = logging.getLogger(__name__)
 # `alignkd train --status` holds the lock for microseconds, so a busy lock is tried again
 TRIES, SECONDS_BETWEEN_TRIES = 5, 0.05
+# Attributes of a network file system may be some seconds old.
+TRIES_TO_SEE, SECONDS_BETWEEN_TRIES_TO_SEE = 20, 0.5
 # What a folder may contain before its first run: the run's own configuration file, logs that a batch system opens
 # first, and files of file systems and desktops. None can be mistaken for a checkpoint, and no run writes such names.
 ALLOWED = (".yaml", ".yml", ".log", ".out", ".err")
@@ -48,6 +50,7 @@ def claimed(output: Path, ranks: Ranks, *, configuration: Mapping[str, Any] | No
     try:
         if problem := ranks.from_first(problem):
             raise TrainError(problem)
+        _check_is_shared(output, ranks)
         yield
         if ranks.is_first and configuration is not None:
             _keep(configuration, output)
@@ -81,6 +84,37 @@ def check_output(output: Path) -> None:
         )
 
 
+def _check_is_shared(output: Path, ranks: Ranks) -> None:
+    """Refuse an output that is another folder on another machine: only the first rank writes, but all resume from it.
+
+    Raises:
+        TrainError: on every rank.
+    """
+    if ranks.world_size == 1:
+        return
+    mark = ranks.from_first(_mark(output) if ranks.is_first else None)
+    for _ in range(TRIES_TO_SEE):
+        if seen := _mark(output) == mark:
+            break
+        time.sleep(SECONDS_BETWEEN_TRIES_TO_SEE)
+    found = ranks.from_all((socket.gethostname(), str(output.absolute()), seen))
+    for rank, (host, path, sees) in enumerate(found):
+        if not sees:
+            raise TrainError(
+                f"train.output {path}: rank {rank} on host {host} does not see there what rank 0 on host {found[0][0]} "
+                f"has written to {found[0][1]}; give all of them the same folder, on a file system that all machines "
+                "share"
+            )
+
+
+def _mark(output: Path) -> str | None:
+    """Content of the lock file, which names the process that holds it and since when; None without the file."""
+    try:
+        return (output / LOCK).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
 def _first_rank_claims(output: Path, configuration: Mapping[str, Any] | None) -> tuple[Lock | None, str | None]:
     """The lock, or the error line that every rank must raise."""
     lock = None
@@ -102,6 +136,7 @@ def _locked(output: Path) -> Lock | None:
     """The lock; None on a file system without locks."""
     path = output / LOCK
     path.touch()
+    lock: Lock | None = None
     try:
         lock = _lock_of(path)
     except OSError as error:
@@ -111,11 +146,11 @@ def _locked(output: Path) -> Lock | None:
             output,
             error.strerror,
         )
-        return None
-    if lock is None:
-        raise TrainError(
-            f"output {output} is in use: {described_holder(output)}; stop it first, or choose another output"
-        )
+    else:
+        if lock is None:
+            raise TrainError(
+                f"output {output} is in use: {described_holder(output)}; stop it first, or choose another output"
+            )
     began = datetime.now().astimezone().isoformat(timespec="seconds")
     path.write_text(
         json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": began}) + "\n", encoding="utf-8"

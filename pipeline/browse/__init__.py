@@ -1,0 +1,1 @@
+"""`alignkd shards browse`: a store in a web browser."""

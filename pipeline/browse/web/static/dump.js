@@ -1,0 +1,81 @@
+// A running dump: progress, workers, and unusable samples as they come. Polls the server.
+
+import { get, queryOfPage } from "./api.js";
+import { byId, element, foreign, problem, svg } from "./dom.js";
+import { bytes, count, duration, figure, percent } from "./format.js";
+import { onKeys } from "./page.js";
+
+const SECONDS_BETWEEN = 1;
+const SECONDS_WHEN_COMPLETE = 15;
+const POINTS = 240;
+const WORKERS = ["worker", "state", "host", "process", "shards", "written", "samples", "per second", "unusable", "tokens", "bytes", "halved", "last seen", "message"];
+const ERRORS = ["shard", "index", "id", "reason"];
+const TEXTS = new Set(["worker", "state", "host", "message", "id", "reason"]);
+
+const query = queryOfPage();
+const rates = [];
+
+async function poll() {
+  let wait = SECONDS_BETWEEN;
+  try {
+    const { status, errors, now } = await get("/api/dump", query);
+    show(status, errors, now);
+    problem(null);
+    if (status.state === "complete") wait = SECONDS_WHEN_COMPLETE;
+  } catch (error) {
+    problem(error);
+  }
+  setTimeout(poll, 1000 * wait);
+}
+
+function show(status, errors, now) {
+  byId("title").replaceChildren(foreign(status.store), " ", element("span", { class: `state ${status.state}` }, status.state));
+  byId("done").value = status.samples ? status.samples_done / status.samples : 1;
+  const totals = [
+    ["Done", percent(byId("done").value)],
+    ["Samples", `${count(status.samples_done)} of ${count(status.samples)}`],
+    ["Shards", `${count(status.shards_done)} of ${count(status.shards)}`],
+    ["Unusable", count(status.errors)],
+    ["Text tokens", count(status.tokens)],
+    ["Written", bytes(status.bytes)],
+    status.state === "running" && ["Samples per second", figure(status.rate)],
+    status.state === "running" && status.seconds_left !== null && ["Left", duration(status.seconds_left)],
+  ].filter(Boolean);
+  byId("totals").replaceChildren(...totals.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  showRate(status);
+  const workers = status.workers.map((worker) => [
+    worker.worker, element("span", { class: `state ${worker.state}` }, worker.state), worker.host, worker.pid,
+    worker.shards.join(" ") || "–", count(worker.shards_written), count(worker.samples), figure(worker.rate),
+    count(worker.errors), count(worker.tokens), bytes(worker.num_bytes), count(worker.halved),
+    `${duration(Math.max(0, now - worker.heartbeat))} ago`, worker.message,
+  ]);
+  table("workers", WORKERS, workers, status.state === "complete" ? "The dump is complete." : "No worker has written a status here.");
+  table("errors", ERRORS, errors.map((one) => [one.shard, one.index, one.id, one.reason]), "None.");
+}
+
+function showRate(status) {
+  rates.push(status.rate);
+  rates.splice(0, rates.length - POINTS);
+  const most = Math.max(...rates);
+  const isDrawn = rates.length > 1 && most > 0;
+  byId("rate").hidden = !isDrawn;
+  if (!isDrawn) return;
+  const points = rates.map((rate, number) => `${(600 * number) / (rates.length - 1)} ${68 - (64 * rate) / most}`);
+  const line = svg("path", { d: `M${points.join("L")}` });
+  const plot = svg("svg", { viewBox: "0 0 600 70", preserveAspectRatio: "none", "aria-hidden": "true" }, line);
+  byId("rate").replaceChildren(element("h2", {}, `Samples per second, at most ${figure(most)}`), plot);
+}
+
+function table(id, names, rows, empty) {
+  const head = names.map((name) => element("th", { scope: "col", class: TEXTS.has(name) ? "left" : null }, name));
+  byId(id).tHead.replaceChildren(element("tr", {}, ...head));
+  const classes = { reason: "reason wide", message: "left wide" };
+  const classOf = (name) => classes[name] ?? (TEXTS.has(name) ? "left" : null);
+  const cell = (value, number) => element("td", { class: classOf(names[number]) }, value instanceof Node ? value : foreign(value));
+  byId(id).classList.toggle("nothing", !rows.length);
+  const lines = rows.map((row) => element("tr", {}, ...row.map(cell)));
+  byId(id).tBodies[0].replaceChildren(...(lines.length ? lines : [element("tr", {}, element("td", { class: "empty", colspan: names.length }, empty))]));
+}
+
+onKeys({});
+poll();

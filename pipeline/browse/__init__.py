@@ -1,1 +1,1 @@
-"""`alignkd shards browse`: a store in a web browser."""
+"""`alignkd shards browse`: a store as pages for a web browser."""

@@ -63,9 +63,9 @@ def show(
         claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=(images, tokenizer), closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)
     if png is not None:
-        from alignkd.pipeline.shards.view.attention_map import drawn_layer
+        from alignkd.pipeline.shards.view.layer_attention import chosen_layer
 
-        drawn_layer(reader.manifest, layer)
+        chosen_layer(reader.manifest, layer)
     if sample_id is None and key is None and index is None:
         index = int(reader.dataset_index.min()) if len(reader) else 0
     record = find_record(reader, sample_id=sample_id, key=key, index=index)
@@ -92,18 +92,15 @@ def _draw(
     head: str,
     token: str | None,
 ) -> None:
-    from alignkd.disk.opening import read_regular
+    from alignkd.pipeline.shards.view.image_files import image_files
+    from alignkd.pipeline.shards.view.layer_attention import chosen_layer, stored_layer
     from alignkd.pipeline.shards.view.picture import draw_attention
 
     if head != "mean" and not head.isdigit():
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
     if not record.has_image:
         fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")
-    files = record.image_bytes
-    if not files:
-        if images is None:
-            names = ", ".join(record.images)
-            fail(f"the store contains only the path of {names}; give the folder of the images by --images")
-        files = tuple(read_regular(images / image) for image in record.images)
+    files = image_files(record, images)
+    attention = stored_layer(record, chosen_layer(manifest, layer))
     number = None if head == "mean" else int(head)
-    draw_attention(record, manifest, pieces, files, png, head=number, token=token, layer=layer)
+    draw_attention(record, manifest, pieces, files, png, attention=attention, head=number, token=token)

@@ -1,17 +1,15 @@
 """Filter, order and page of the list, as the query of a URL.
 
-    q=TEXT  id=TEXT  source=NAME (several)  show=usable|unusable  range.COLUMN=LOW..HIGH (either may be missing)
+    q=TEXT  id=TEXT  source=NAME (several)  show=usable|unusable  reason=REASON (several)
+    range.COLUMN=LOW..HIGH (either may be missing)
     sort=COLUMN  desc=1  offset=N  limit=N
 """
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from alignkd.pipeline.browse.index.filters import Filter
 from alignkd.pipeline.browse.web.asking import Asked, BadRequestError
-
-if TYPE_CHECKING:
-    from alignkd.pipeline.browse.index import Filter
 
 RANGE = "range."
 SHOWN = {"": None, "all": None, "usable": False, "unusable": True}
@@ -23,7 +21,7 @@ Range = tuple[float | None, float | None]
 class View:
     """What the list shows: which rows, in which order."""
 
-    filter: "Filter"
+    filter: Filter
     sort: str
     descending: bool
 
@@ -34,8 +32,6 @@ def view_of(asked: Asked) -> View:
     Raises:
         BadRequestError: a value that is none of those above.
     """
-    from alignkd.pipeline.browse.index import Filter
-
     shown = asked.text("show")
     if shown not in SHOWN:
         raise BadRequestError(f"show is {shown[:40]!r}, expected usable, unusable or all")
@@ -44,6 +40,7 @@ def view_of(asked: Asked) -> View:
         id=asked.text("id"),
         sources=tuple(asked.query.get("source", ())),
         unusable=SHOWN[shown],
+        reasons=tuple(asked.query.get("reason", ())),
         ranges={
             name.removeprefix(RANGE): _range(name, asked.text(name)) for name in asked.query if name.startswith(RANGE)
         },

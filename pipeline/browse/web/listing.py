@@ -4,32 +4,40 @@ from alignkd.pipeline.browse.web.asking import Answer, Asked, json_answer
 from alignkd.pipeline.browse.web.filters import view_of
 from alignkd.pipeline.browse.web.opened import Browser
 
+ROWS = 50
 MOST_ROWS = 500
 BINS = 40
+MOST_BINS = 200
 
 
 def columns(browser: Browser, asked: Asked) -> Answer:
     """Columns of the index with their ranges, data sets and reasons with their counts."""
-    index = browser.store(asked).index
-    return json_answer({"columns": index.columns(), "sources": index.sources(), "reasons": index.reasons()})
+    index, chosen = browser.store(asked).index, view_of(asked).filter
+    return json_answer(
+        {
+            "columns": [column.as_json() for column in index.columns()],
+            "sources": [source.as_json() for source in index.sources(chosen)],
+            "reasons": [reason.as_json() for reason in index.reasons(chosen)],
+        }
+    )
 
 
 def page(browser: Browser, asked: Asked) -> Answer:
     """Some rows of the view, and how many rows it has."""
-    store, view = browser.store(asked), view_of(asked)
-    offset, limit = asked.number("offset", 0), asked.number("limit", 50, least=1, most=MOST_ROWS)
-    found = store.index.page(view.filter, view.sort, view.descending, offset, limit)
-    return json_answer({"rows": found.rows, "matching": found.matching, "offset": offset, **store.index.progress()})
+    index, view = browser.store(asked).index, view_of(asked)
+    offset, limit = asked.number("offset", 0), asked.number("limit", ROWS, least=1, most=MOST_ROWS)
+    found = index.page(view.filter, sort=view.sort, descending=view.descending, offset=offset, limit=limit)
+    return json_answer({**found.as_json(), "offset": offset})
 
 
 def histogram(browser: Browser, asked: Asked) -> Answer:
     """Counts of a column's values: of all rows, and of those that the other filters leave."""
-    index, bins = browser.store(asked).index, asked.number("bins", BINS, least=1, most=200)
-    return json_answer(index.histogram(view_of(asked).filter, asked.text("column"), bins))
+    index, bins = browser.store(asked).index, asked.number("bins", BINS, least=1, most=MOST_BINS)
+    return json_answer(index.histogram(view_of(asked).filter, asked.text("column"), bins).as_json())
 
 
 def neighbours(browser: Browser, asked: Asked) -> Answer:
     """Positions of the records before and after a record in the view, null at its ends."""
-    store, view = browser.store(asked), view_of(asked)
-    before, after = store.index.neighbours(view.filter, view.sort, view.descending, asked.number("position", 0))
+    index, view, position = browser.store(asked).index, view_of(asked), asked.number("position", 0)
+    before, after = index.neighbours(view.filter, sort=view.sort, descending=view.descending, position=position)
     return json_answer({"previous": before, "next": after})

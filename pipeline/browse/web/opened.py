@@ -5,16 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
+from alignkd.pipeline.browse.index.store_index import StoreIndex, open_index
 from alignkd.pipeline.browse.records.views import RecordViews
 from alignkd.pipeline.browse.web.asking import Asked, BadRequestError
 from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.commit_record import committed_shards
-
-if TYPE_CHECKING:
-    from alignkd.pipeline.browse.index import StoreIndex
 
 # how often a store that is not complete is looked at for new shards
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -46,11 +43,11 @@ class OpenedStore:
         return self.views.reader
 
     @property
-    def index(self) -> "StoreIndex":
+    def index(self) -> StoreIndex:
         """The index; its making starts at the first call and goes on in the background."""
         with self._lock:
             if self._index is None:
-                self._index = _open_index(self.reader)
+                self._index = open_index(self.reader)
             return self._index
 
     @property
@@ -135,8 +132,3 @@ class Browser:
         """Whether there is something to compare the store with."""
         return len(self.stores) > 1 or self.student is not None
 
-
-def _open_index(reader: StoreReader) -> "StoreIndex":
-    from alignkd.pipeline.browse.index import open_index
-
-    return open_index(reader)

@@ -55,7 +55,7 @@ def _described(store: OpenedStore) -> dict[str, Any]:
         "shards": manifest.num_shards,
         "committed": len(store.reader.commits),
         "complete": store.is_complete,
-        "index": store.index.progress(),
+        "index": store.index.state().as_json(),
     }
 
 

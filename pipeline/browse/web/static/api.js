@@ -16,7 +16,7 @@ export async function get(path, parameters = new URLSearchParams(), signal = und
 }
 
 /** Parameters that choose rows and their order; a record page keeps them for its previous and next. */
-const VIEW = /^(q|id|source|show|sort|desc|range\..+)$/;
+const VIEW = /^(q|id|source|show|reason|store|sort|desc|range\..+)$/;
 
 /** The part of a query that is the view of the list. */
 export function viewOf(parameters) {

@@ -35,7 +35,7 @@ export class Histogram {
     this.found = found;
     this.range = range;
     this.node.classList.toggle("active", range[0] !== null || range[1] !== null);
-    const missing = found.missing ? `${count(found.missing)} without` : "";
+    const missing = found.without ? `${count(found.without)} without` : "";
     this.unit.textContent = [this.column.unit, missing].filter(Boolean).join(" · ");
     for (const [field, value, end] of [[this.low, range[0], this.column.minimum], [this.high, range[1], this.column.maximum]]) {
       if (document.activeElement !== field) field.value = value ?? "";
@@ -45,7 +45,7 @@ export class Histogram {
   }
 
   #draw() {
-    const { all, matching } = this.found;
+    const { counts: all, matching } = this.found;
     const tallest = Math.max(1, ...all);
     const width = WIDTH / Math.max(1, all.length);
     const bar = (kind) => (value, number) => {

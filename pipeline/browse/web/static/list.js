@@ -66,7 +66,7 @@ function showFields() {
   }
   const shown = query.get("show") ?? "all";
   for (const radio of document.querySelectorAll('#show input')) radio.checked = radio.value === shown;
-  const isFiltered = [...query.keys()].some((name) => /^(q|id|source|show|range\..+)$/.test(name));
+  const isFiltered = [...query.keys()].some((name) => /^(q|id|source|show|reason|range\..+)$/.test(name));
   byId("clear").hidden = !isFiltered;
   byId("reasons").hidden = shown !== "unusable" || !byId("reasons").childElementCount;
 }
@@ -153,8 +153,8 @@ function turn(by) {
   change({ offset: offset > 0 ? offset : null });
 }
 
-async function showColumns(asked) {
-  const found = await get("/api/columns", asked);
+async function showColumns() {
+  const found = await get("/api/columns", viewOf(query));
   columns = found.columns;
   showSources(found.sources);
   showReasons(found.reasons);
@@ -181,7 +181,7 @@ function histogramOf(column) {
 
 async function showMore() {
   showsAll = !showsAll;
-  await showColumns(viewOf(query));
+  await showColumns();
   await refresh();
 }
 
@@ -189,11 +189,20 @@ function showSources(sources) {
   const select = byId("source");
   const options = sources.map(({ name, count: size }) => element("option", { value: name }, `${name} (${count(size)})`));
   select.replaceChildren(select.options[0], ...options);
+  select.value = query.get("source") ?? "";
   select.hidden = sources.length < 2;
 }
 
 function showReasons(reasons) {
-  const lines = reasons.map(({ reason, count: size }) => element("li", {}, element("b", {}, count(size)), foreign(reason)));
+  const lines = reasons.map(({ name, count: size }) => {
+    const isChosen = query.get("reason") === name;
+    const choose = async () => {
+      change({ reason: isChosen ? null : name });
+      await showColumns();
+    };
+    const button = element("button", { type: "button", "aria-pressed": String(isChosen), click: choose }, element("b", {}, count(size)), foreign(name));
+    return element("li", {}, button);
+  });
   byId("reasons").replaceChildren(...(lines.length ? [element("ul", {}, ...lines)] : []));
 }
 
@@ -206,7 +215,7 @@ function listen() {
   byId("search").addEventListener("input", () => soon(() => change({ q: byId("search").value })));
   byId("id").addEventListener("input", () => soon(() => change({ id: byId("id").value })));
   byId("source").addEventListener("change", () => change({ source: byId("source").value }));
-  byId("show").addEventListener("change", (event) => change({ show: event.target.value === "all" ? null : event.target.value }));
+  byId("show").addEventListener("change", ({ target: { value } }) => change({ show: value === "all" ? null : value, reason: null }));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("clear").addEventListener("click", () => {
     change(Object.fromEntries([...viewOf(query).keys()].filter((name) => !/^(sort|desc|store)$/.test(name)).map((name) => [name, null])));
@@ -226,6 +235,6 @@ listen();
 followState(async (state) => {
   const store = state.stores[Number(query.get("store") ?? 0)];
   complete = store?.complete ?? true;
-  await showColumns(viewOf(query));
+  await showColumns();
   await refresh();
-}).catch(problem);
+}, problem);

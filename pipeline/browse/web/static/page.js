@@ -1,43 +1,45 @@
 // What every page does: progress of the index in the header, the dialog of shortcuts, keys.
 
 import { get } from "./api.js";
-import { byId, problem } from "./dom.js";
-import { count } from "./format.js";
+import { byId } from "./dom.js";
+import { count, counted } from "./format.js";
 
 const SECONDS_BETWEEN = 1.5;
 
 /** Calls `told(state)` with the state of the server, again while an index grows or a store is not complete. */
-export async function followState(told) {
-  const state = await get("/api/state");
-  showProgress(state);
-  await told(state);
-  if (state.stores.some((store) => !store.complete || !isIndexed(store))) {
-    setTimeout(() => followState(told).catch(problem), 1000 * SECONDS_BETWEEN);
+export async function followState(told, failed) {
+  try {
+    const state = await get("/api/state");
+    showProgress(state.stores);
+    await told(state);
+    if (state.stores.every(({ complete, index }) => complete && !index.running)) return;
+  } catch (error) {
+    failed(error);
   }
+  setTimeout(() => followState(told, failed), 1000 * SECONDS_BETWEEN);
 }
 
-const isIndexed = ({ index }) => index.error || (index.indexed >= index.total && index.figured >= index.total);
-
-function showProgress(state) {
-  const store = state.stores.find((one) => !isIndexed(one));
-  const index = store?.index;
-  const failed = state.stores.find((one) => one.index.error);
-  if (failed) problem(failed.index.error);
-  byId("indexing").textContent = !index
-    ? ""
-    : index.indexed < index.total
-      ? `indexing ${count(index.indexed)} of ${count(index.total)}`
-      : `figures of ${count(index.figured)} of ${count(index.total)}`;
+function showProgress(stores) {
+  const growing = stores.find(({ index }) => index.running)?.index;
+  const problems = stores.flatMap(({ index }) => index.problems);
+  const line = byId("indexing");
+  line.title = problems.join("\n");
+  line.classList.toggle("wrong", problems.length > 0);
+  const said = problems.length ? [counted(problems.length, "problem")] : [];
+  if (growing) {
+    const { indexed, figured, total } = growing;
+    said.push(indexed < total ? `indexing ${count(indexed)} of ${count(total)}` : `figures of ${count(figured)} of ${count(total)}`);
+  }
+  line.textContent = said.join(" · ");
 }
 
-/** onKeys({j: action, ...}): keys outside of fields; `Escape` also inside, where it leaves the field. */
+/** onKeys({j: action, ...}): keys outside of fields; in a field, Escape leaves it. */
 export function onKeys(actions) {
   const help = byId("help");
   byId("help-button").addEventListener("click", () => help.showModal());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    const inField = event.target.matches("input, select, textarea");
-    if (inField) {
+    if (event.target.matches("input, select, textarea")) {
       if (event.key === "Escape") event.target.blur();
       return;
     }

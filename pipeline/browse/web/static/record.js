@@ -171,4 +171,4 @@ followState(async (state) => {
     byId("compare").hidden = false;
     byId("compare").href = withQuery(`/compare/${record.key}`, viewOf(query));
   }
-}).catch(problem);
+}, problem);

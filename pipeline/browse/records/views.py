@@ -1,0 +1,194 @@
+"""What the pages of a store's records show; each value equals the one that the store holds."""
+
+import io
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from alignkd.pipeline.browse.records.attention import Attention, attention_of, layer_of
+from alignkd.pipeline.browse.records.page import ImageView, LayerView, RecordPage
+from alignkd.pipeline.browse.records.predictions import predictions_of
+from alignkd.pipeline.browse.records.tokens import tokens_of
+from alignkd.pipeline.shards.view.advantage_view import advantage_figures
+from alignkd.pipeline.shards.view.extent import extent_of
+from alignkd.pipeline.shards.view.grids import Grid, token_grids
+from alignkd.pipeline.shards.view.image_files import image_file
+from alignkd.pipeline.shards.view.layer_attention import chosen_layer, layer_sources
+from alignkd.pipeline.shards.view.picture import attention_png
+from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
+from alignkd.pipeline.shards.view.sequence_view import sequence_figures
+from alignkd.pipeline.shards.view.teacher_view import why_no_probabilities
+from alignkd.storage.read.lm_head import LmHead
+from alignkd.storage.read.logprobs import open_lm_head
+from alignkd.storage.read.store import StoreReader
+from alignkd.storage.record.record import Record, SampledLogits
+from alignkd.vlm.errors import InputError, SampleError
+from alignkd.vlm.inputs.image_file import decode_image, image_size
+
+# longer sides are scaled down: a page needs no more pixels
+MAX_SIDE = 2048
+
+
+class RecordViews:
+    """The records of a store for pages. Threads may share it.
+
+    Args:
+        reader: the store.
+        images: folder of the images, where the store does not contain them.
+        tokenizer: a tokenizer file, where the store has none.
+
+    Raises:
+        InputError: the tokenizer is not the teacher's.
+    """
+
+    def __init__(self, reader: StoreReader, *, images: Path | None = None, tokenizer: Path | None = None) -> None:
+        self.reader, self._images = reader, images
+        self.pieces: Pieces = open_pieces(reader, tokenizer)
+
+    def record_page(self, position: int) -> RecordPage:
+        """The page of the record at a position of the reader.
+
+        Raises:
+            IndexError: no such position. CorruptStoreError: the record is damaged.
+        """
+        record, manifest = self.reader[position], self.reader.manifest
+        turns = tuple(dict(turn) for turn in record.conversations)
+        sequence, advantage = sequence_figures(record), advantage_figures(record)
+        predictions = predictions_of(record, self.pieces, self._lm_head)
+        why = self._why_no_attention(record)
+        layers = [] if why else layer_sources(manifest).values()
+        return RecordPage(
+            position=position,
+            index=record.index,
+            key=record.key,
+            id=record.id,
+            source=self.reader.sources[int(self.reader.source_of[position])],
+            turns=turns,
+            sequence_length=record.sequence_length,
+            tokens=tuple(tokens_of(record, self.pieces, predictions)),
+            images=tuple(self._image_views(record)),
+            layers=tuple(
+                LayerView(layer=at.layer, heads=at.heads, source="stem" if at.stored is None else "stored")
+                for at in layers
+            ),
+            no_attention=why,
+            no_predictions=why_no_probabilities(record, self._lm_head),
+            is_estimate=isinstance(record.logits, SampledLogits),
+            perplexity=None if sequence is None else sequence["perplexity"],
+            advantage=None if advantage is None else advantage["mean"],
+        )
+
+    def attention(
+        self, position: int, *, layer: int | None = None, head: int | None = None, query: int | None = None
+    ) -> Attention:
+        """The attention of a record's text to its images.
+
+        Args:
+            layer: number of a decoder layer; None for the first that the store gives.
+            head: number of the head; None for the mean over heads.
+            query: position of a text query; None for the mean over queries.
+
+        Raises:
+            InputError: no such layer, head or query, or the record has no image.
+            IndexError, CorruptStoreError: as `record_page`.
+        """
+        record = self.reader[position]
+        found = layer_of(self.reader, record, layer)
+        count = self.reader.manifest.shapes.vision_top_tokens
+        return attention_of(record, found, self._grids(record), head=head, query=query, count=count)
+
+    def image_png(self, position: int, number: int) -> bytes:
+        """An image of a record as the bytes of a PNG, its longer side at most `MAX_SIDE` pixels.
+
+        Args:
+            number: number of the image in the record, from 0.
+
+        Raises:
+            IndexError: no such record or image.
+            SampleError: the file is not at hand, or is not the image that the teacher saw.
+            CorruptStoreError: as `record_page`.
+        """
+        record = self.reader[position]
+        range(record.num_images)[number]
+        image = decode_image(image_file(record, number, self._folder(record)))
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        return content.getvalue()
+
+    def view_png(
+        self, position: int, *, layer: int | None = None, head: int | None = None, query: int | None = None
+    ) -> bytes:
+        """The picture of `alignkd shards show --png` as bytes; an image that is not at hand is left out.
+
+        Args and errors: as `attention`.
+        """
+        record = self.reader[position]
+        found = layer_of(self.reader, record, layer)
+        files = [content for content, _ in self._files(record)]
+        token = None if query is None else str(query)
+        return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
+
+    @cached_property
+    def _lm_head(self) -> LmHead | None:
+        return open_lm_head(self.reader.files, self.reader.manifest)
+
+    def _folder(self, record: Record) -> Path | None:
+        return self._images
+
+    def _files(self, record: Record) -> list[tuple[bytes | None, str | None]]:
+        """The content of each image file, or why it is not at hand."""
+        found: list[tuple[bytes | None, str | None]] = []
+        for number in range(record.num_images):
+            try:
+                content = image_file(record, number, self._folder(record))
+                image_size(content)
+                found.append((content, None))
+            except SampleError as error:
+                found.append((None, str(error)))
+        return found
+
+    def _sizes(self, record: Record) -> tuple[list[tuple[int, int] | None], list[str | None]]:
+        """Width and height of each image, and why it is not at hand."""
+        files = self._files(record)
+        sizes = [None if content is None else image_size(content) for content, _ in files]
+        return sizes, [why for _, why in files]
+
+    def _grids(self, record: Record) -> list[Grid]:
+        return self._grids_of(record, self._sizes(record)[0])
+
+    def _grids_of(self, record: Record, sizes: list[tuple[int, int] | None]) -> list[Grid]:
+        known = [size for size in sizes if size is not None]
+        return token_grids(record, self.reader.manifest, known if len(known) == len(sizes) else None)
+
+    def _image_views(self, record: Record) -> list[ImageView]:
+        sizes, missing = self._sizes(record)
+        views, first = [], 0
+        for number, (rows, columns) in enumerate(self._grids_of(record, sizes)):
+            size, is_row = sizes[number], rows == 1 and columns > 1
+            views.append(
+                ImageView(
+                    name=record.images[number],
+                    sha256=record.image_sha256[number],
+                    tokens=record.tokens_of_image[number],
+                    rows=rows,
+                    columns=columns,
+                    first=first,
+                    width=None if size is None else size[0],
+                    height=None if size is None else size[1],
+                    map_extent=None if size is None or is_row else extent_of(self.reader.manifest, *size),
+                    missing=missing[number],
+                )
+            )
+            first += record.tokens_of_image[number]
+        return views
+
+    def _why_no_attention(self, record: Record) -> str | None:
+        if not record.has_image:
+            return "the record has no image"
+        try:
+            chosen_layer(self.reader.manifest, None)
+        except InputError as error:
+            return str(error)
+        return None

@@ -1,0 +1,45 @@
+"""Stores of the golden samples, dumped once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignkd.storage import StoreReader
+
+Dump = Callable[..., StoreReader]
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: Path, alignkd_here: Any) -> Dump:
+    """`dump(name, **store)`: a store of the golden samples, float32, with these keys of the section `store`."""
+    folder = tmp_path_factory.mktemp("browse")
+
+    def made(name: str, **store: Any) -> StoreReader:
+        model = {"checkpoint": str(golden / "teacher"), "vision_config": str(golden / "clip"), "dtype": "float32"}
+        data = {"conversations": str(golden / "v1.json"), "images": str(golden_images), "template": "v1"}
+        config = folder / f"{name}.yaml"
+        config.write_text(
+            yaml.safe_dump({"data": data, "teacher": model, "store": {"path": str(folder / name), **store}})
+        )
+        done = alignkd_here("dump", config)
+        assert done.returncode == 0, done.stderr
+        return StoreReader(folder / name)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def exact(dump: Dump) -> StoreReader:
+    """Attention of layers 0 and 1, hidden states, nothing rounded; images by their paths."""
+    return dump(
+        "exact", attention={"layers": [0, 1], "codec": "float32"}, logits={"kind": "hidden", "dtype": "float32"}
+    )
+
+
+@pytest.fixture(scope="module")
+def compact(dump: Dump) -> StoreReader:
+    """Nucleus, 8 bits, images inside."""
+    return dump("compact", profile="compact", inputs="embed")

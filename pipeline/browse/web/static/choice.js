@@ -67,7 +67,7 @@ export class Choice {
   /** The next or previous head; the mean is before the first. */
   stepHead(by) {
     const next = (this.head ?? -1) + by;
-    this.setHead(next < 0 ? null : Math.min(next, this.layer.heads - 1));
+    if (this.layer.heads) this.setHead(next < 0 ? null : Math.min(next, this.layer.heads - 1));
   }
 
   #keep() {
@@ -85,6 +85,7 @@ export class Choice {
     const heads = [MEAN, ...Array(this.layer.heads).keys()];
     this.headField.replaceChildren(...heads.map((head) => element("option", { value: head }, head)));
     this.headField.value = this.head ?? MEAN;
+    this.headField.closest("label").hidden = heads.length < 2;
     this.reset.hidden = this.token === null;
     const what = this.token === null ? [`mean of ${this.tokens.size} tokens`] : [element("bdi", { class: "mono" }, pieceShown(this.token.piece)), ` at position ${this.token.position}`];
     this.said.replaceChildren(...what);

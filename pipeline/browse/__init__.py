@@ -1,0 +1,1 @@
+"""`alignkd shards browse`: a page in a browser that shows what a store holds."""

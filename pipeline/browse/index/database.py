@@ -196,7 +196,7 @@ class IndexFile:
         run("PRAGMA trusted_schema = OFF")
         run("PRAGMA cell_size_check = ON")
         # not WAL: its shared memory does not work on network file systems
-        run("PRAGMA journal_mode = DELETE" if create else "PRAGMA query_only = ON")
+        run("PRAGMA journal_mode = TRUNCATE" if create else "PRAGMA query_only = ON")
         found = run("SELECT type, name, sql FROM sqlite_master").fetchall()
         if not found and create:
             run("PRAGMA synchronous = NORMAL")

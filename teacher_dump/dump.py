@@ -16,7 +16,7 @@ from alignkd.storage.schema.targets.sequence import has_sequence_logprob
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments, remarks_on_stem
 from alignkd.teacher_dump.bucketing import least_work_buckets
-from alignkd.teacher_dump.data_parts import continued_list, whole_list
+from alignkd.teacher_dump.data_parts import continued_list, image_folders_of, whole_list
 from alignkd.teacher_dump.fingerprint import make_manifest
 from alignkd.teacher_dump.job import DumpJob, DumpResult
 from alignkd.teacher_dump.operation.memory_faults import in_halves
@@ -75,7 +75,8 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     attachments = make_attachments(job, teacher)
     data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
     data = data or whole_list(samples, job.data)
-    manifest = make_manifest(job, teacher, preparation, data, attachments, stored)
+    folders = image_folders_of(samples, job.data)
+    manifest = make_manifest(job, teacher, preparation, data, attachments, stored, folders)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and stored is None:
         model = load_teacher(job, teacher)

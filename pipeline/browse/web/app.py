@@ -73,10 +73,7 @@ def _answered(browser: Browser, handler: Handler) -> Callable[[Request], Any]:
     async def answered(request: Request) -> Response:
         query = {name: request.query_params.getlist(name) for name in request.query_params}
         found = await run_in_threadpool(_answer, handler, browser, Asked(request.path_params, query))
-        response = Response(found.body, found.status, media_type=found.media_type)
-        if found.file_name is not None:
-            response.headers["content-disposition"] = f'inline; filename="{found.file_name}"'
-        return response
+        return Response(found.body, found.status, media_type=found.media_type)
 
     return answered
 

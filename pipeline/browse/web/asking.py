@@ -67,7 +67,6 @@ class Answer:
     body: bytes
     media_type: str
     status: int = 200
-    file_name: str | None = None
 
 
 def json_answer(value: Any, status: int = 200) -> Answer:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alignkd.pipeline.console.errors import clean_errors, fail
+from alignkd.pipeline.console.printing import say
 from alignkd.pipeline.shards.options import LOCATION, STORE
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def _serve(browser: "Browser", host: str, port: int, opens: bool) -> None:
         url = f"http://{shown_host(host)}:{port}/?token={token}"
 
         def started() -> None:
-            click.echo(f"{url}\nCtrl-C ends the server")
+            click.echo(url)
             sys.stdout.flush()
+            say("Ctrl-C ends the server")
             if opens:
                 import webbrowser
 

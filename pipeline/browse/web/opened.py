@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
+from alignkd.pipeline.browse.index.dump_state import DumpState, DumpWatch
 from alignkd.pipeline.browse.index.store_index import StoreIndex, open_index
 from alignkd.pipeline.browse.records.views import RecordViews
 from alignkd.pipeline.browse.web.asking import Asked, BadRequestError
@@ -32,6 +33,7 @@ class OpenedStore:
         self.views = self._opened()
         self._index: StoreIndex | None = None
         self._lock = threading.Lock()
+        self._watch, self._watch_lock = DumpWatch(location), threading.Lock()
         self._looked = time.monotonic()
 
     def _opened(self) -> RecordViews:
@@ -67,6 +69,15 @@ class OpenedStore:
             closed, self._index = self._index, None
         if closed is not None:
             closed.close()
+
+    def dump_state(self) -> DumpState:
+        """The state of the dump into the store.
+
+        Raises:
+            StoreError: the store cannot be read any more.
+        """
+        with self._watch_lock:
+            return self._watch.state()
 
     def position(self, position: int, key: str) -> int:
         """`position`, or where the record with the key `key` is now: positions move while a dump runs.

@@ -1,8 +1,6 @@
 """Answers about what is open, how far its index is, and how far a running dump is."""
 
-import time
 from functools import cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,6 @@ import numpy as np
 from alignkd.pipeline.browse.web.asking import Answer, Asked, json_answer
 from alignkd.pipeline.browse.web.opened import Browser, OpenedStore
 
-MOST_ERRORS = 200
 # of the maps on the pages, and of the pictures of `alignkd shards show --png`
 SEQUENTIAL, DIVERGING = "inferno", "RdBu_r"
 
@@ -30,18 +27,7 @@ def state(browser: Browser, asked: Asked) -> Answer:
 
 def dump(browser: Browser, asked: Asked) -> Answer:
     """Progress of the dump into the store, its workers, and the latest unusable samples with their reasons."""
-    from alignkd.pipeline.runs.teacher.dump_status import dump_status
-    from alignkd.storage.read.listing import list_unusable
-
-    location = browser.store(asked).location
-    status = dump_status(location)
-    latest = list(islice(_reversed(list_unusable(location)), MOST_ERRORS))
-    errors = [{"shard": shard, "index": one.index, "id": one.id, "reason": one.reason} for shard, one in latest]
-    return json_answer({"status": status, "errors": errors, "now": time.time()})
-
-
-def _reversed(entries: Any) -> Any:
-    return reversed(list(entries))
+    return json_answer(browser.store(asked).dump_state().as_json())
 
 
 def _described(store: OpenedStore) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def image(browser: Browser, asked: Asked) -> Answer:
 def view(browser: Browser, asked: Asked) -> Answer:
     """The picture of `alignkd shards show --png` with the choice of the page."""
     store, position = _record(browser, asked)
-    content = store.views.view_png(position, head=head_of(asked), **_choice(asked))
-    return Answer(content, "image/png", file_name=f"record-{position}.png")
+    return Answer(store.views.view_png(position, head=head_of(asked), **_choice(asked)), "image/png")
 
 
 def head_of(asked: Asked) -> int | None:

@@ -1,4 +1,4 @@
-// A running dump: progress, workers, and unusable samples as they come. Polls the server.
+// A running dump: progress, workers, and unusable samples as they come, the latest first. Polls the server.
 
 import { get, queryOfPage } from "./api.js";
 import { byId, element, foreign, problem, svg } from "./dom.js";
@@ -8,7 +8,7 @@ import { onKeys } from "./page.js";
 const SECONDS_BETWEEN = 1;
 const SECONDS_WHEN_COMPLETE = 15;
 const POINTS = 240;
-const WORKERS = ["worker", "state", "host", "process", "shards", "written", "samples", "per second", "unusable", "tokens", "bytes", "halved", "last seen", "message"];
+const WORKERS = ["worker", "state", "host", "process", "shards", "written", "samples", "per second", "unusable", "tokens", "bytes", "halved", "last seen", "left", "message"];
 const ERRORS = ["shard", "index", "id", "reason"];
 const TEXTS = new Set(["worker", "state", "host", "message", "id", "reason"]);
 
@@ -18,8 +18,8 @@ const rates = [];
 async function poll() {
   let wait = SECONDS_BETWEEN;
   try {
-    const { status, errors, now } = await get("/api/dump", query);
-    show(status, errors, now);
+    const status = await get("/api/dump", query);
+    show(status);
     problem(null);
     if (status.state === "complete") wait = SECONDS_WHEN_COMPLETE;
   } catch (error) {
@@ -28,7 +28,7 @@ async function poll() {
   setTimeout(poll, 1000 * wait);
 }
 
-function show(status, errors, now) {
+function show(status) {
   byId("title").replaceChildren(foreign(status.store), " ", element("span", { class: `state ${status.state}` }, status.state));
   byId("done").value = status.samples ? status.samples_done / status.samples : 1;
   const totals = [
@@ -46,11 +46,12 @@ function show(status, errors, now) {
   const workers = status.workers.map((worker) => [
     worker.worker, element("span", { class: `state ${worker.state}` }, worker.state), worker.host, worker.pid,
     worker.shards.join(" ") || "–", count(worker.shards_written), count(worker.samples), figure(worker.rate),
-    count(worker.errors), count(worker.tokens), bytes(worker.num_bytes), count(worker.halved),
-    `${duration(Math.max(0, now - worker.heartbeat))} ago`, worker.message,
+    count(worker.errors), count(worker.tokens), bytes(worker.bytes), count(worker.halved),
+    `${duration(worker.seconds_since)} ago`,
+    worker.seconds_left === null ? "–" : duration(worker.seconds_left), worker.message,
   ]);
   table("workers", WORKERS, workers, status.state === "complete" ? "The dump is complete." : "No worker has written a status here.");
-  table("errors", ERRORS, errors.map((one) => [one.shard, one.index, one.id, one.reason]), "None.");
+  table("errors", ERRORS, status.unusable.map((one) => [one.shard, one.index, one.id, one.reason]), "None.");
 }
 
 function showRate(status) {

@@ -16,15 +16,14 @@ export class Histogram {
     this.column = column;
     this.chosen = chosen;
     this.range = [null, null];
-    this.unit = element("span");
     this.plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     this.low = this.#bound("smallest");
     this.high = this.#bound("largest");
-    const title = element("h3", { title: column.note || null }, element("b", {}, column.label), this.unit);
+    this.title = element("h3", {}, element("b", {}, column.label), element("span", {}, column.unit));
     this.node = element(
       "div",
       { class: "histogram", "data-column": column.name, role: "group", "aria-label": column.label },
-      title,
+      this.title,
       this.plot,
       element("div", { class: "bounds" }, this.low, this.high),
     );
@@ -35,8 +34,8 @@ export class Histogram {
     this.found = found;
     this.range = range;
     this.node.classList.toggle("active", range[0] !== null || range[1] !== null);
-    const missing = found.without ? `${count(found.without)} without` : "";
-    this.unit.textContent = [this.column.unit, missing].filter(Boolean).join(" · ");
+    const without = found.without ? `${count(found.without)} samples have no value` : "";
+    this.title.title = [this.column.note, without].filter(Boolean).join("; ");
     for (const [field, value, end] of [[this.low, range[0], this.column.minimum], [this.high, range[1], this.column.maximum]]) {
       if (document.activeElement !== field) field.value = value ?? "";
       field.placeholder = figure(end);

@@ -114,7 +114,7 @@ function rowOf(row, shown) {
   const cells = shown.map(({ name, kind }) => {
     const value = row[name];
     if (name === "id") return element("td", { class: "id" }, idOf(row));
-    if (kind === "text") return element("td", { class: "left" }, foreign(value ?? "–"));
+    if (kind === "text") return element("td", { class: `left ${name}` }, foreign(value ?? "–", { title: value }));
     return element("td", { class: value === null ? "none" : null }, name === "index" ? String(value ?? "–") : figure(value));
   });
   const text = row.unusable ? element("td", { class: "reason" }, foreign(row.reason ?? "")) : element("td", { class: "excerpt" }, foreign(row.excerpt ?? ""));
@@ -165,10 +165,10 @@ async function showColumns() {
   const first = wanted.filter(({ name }) => showsAll || FIRST.includes(name) || query.has(`range.${name}`));
   const kept = new Map(first.map((column) => [column.name, histogramOf(column)]));
   if ([...kept.keys()].join() !== [...histograms.keys()].join()) {
-    const more = element("button", { type: "button", class: "quiet", click: showMore }, showsAll ? "Fewer" : "More");
-    more.hidden = wanted.length === first.length && !showsAll;
-    byId("histograms").replaceChildren(...[...kept.values()].map(({ node }) => node), more);
+    byId("histograms").replaceChildren(...[...kept.values()].map(({ node }) => node));
   }
+  byId("more").hidden = wanted.length === first.length && !showsAll;
+  byId("more").textContent = showsAll ? "Fewer histograms" : "More histograms";
   histograms = kept;
 }
 
@@ -221,6 +221,7 @@ function listen() {
     change(Object.fromEntries([...viewOf(query).keys()].filter((name) => !/^(sort|desc|store)$/.test(name)).map((name) => [name, null])));
     byId("search").focus();
   });
+  byId("more").addEventListener("click", () => showMore().catch(problem));
   byId("before").addEventListener("click", () => turn(-1));
   byId("after").addEventListener("click", () => turn(1));
   const down = () => step(1);

@@ -38,7 +38,7 @@ class Served:
 
 
 Serve = Callable[..., Served]
-OpenPage = Callable[[str], Page]
+OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
@@ -90,15 +90,19 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def open_page(chromium: Chromium) -> Iterator[OpenPage]:
-    """open_page(url): a page in a browser without any cookie; it fails the test if a script of it fails."""
+    """open_page(url): a page in a browser without any cookie; it fails the test if a script of it fails.
+
+    open_page(url, fails=True): errors are expected.
+    """
     context = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT})
     failures: list[str] = []
 
-    def opened(url: str) -> Page:
+    def opened(url: str, *, fails: bool = False) -> Page:
         page = context.new_page()
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        # a page that breaks the Content-Security-Policy, or asks for a file that is not there, says so here
-        page.on("console", lambda line: failures.append(line.text) if line.type == "error" else None)
+        if not fails:
+            page.on("pageerror", lambda error: failures.append(str(error)))
+            # a page that breaks the Content-Security-Policy, or asks for a file that is not there, says so here
+            page.on("console", lambda line: failures.append(line.text) if line.type == "error" else None)
         page.goto(url)
         return page
 

@@ -121,6 +121,11 @@ class RecordCodec:
         fields["more"] = self._more.decode(read, bool(images))
         return Record.trusted(fields)
 
+    def decode_conversation(self, read: ReadRows) -> list[dict[str, Any]]:
+        """The turns of a record; no other column is requested from `read`."""
+        found: list[dict[str, Any]] = _parsed(text_of(read("text")))["conversations"]
+        return found
+
     def decode_part(
         self, read: ReadRows, table: dict[str, int], *, logits: bool, attention: bool, more: Collection[str]
     ) -> RecordPart:

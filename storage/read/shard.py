@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,14 @@ class OpenShard:
         self._reads += 1
         numbers = self.tables.numbers(number)
         return self.codec.decode(self.source.rows(number, numbers), numbers)
+
+    def conversation(self, number: int) -> list[dict[str, Any]]:
+        """The turns of a record, verified; nothing else is read.
+
+        Raises:
+            CorruptStoreError: naming shard, file and chunk or member.
+        """
+        return self.codec.decode_conversation(self.source.rows(number, self.tables.numbers(number), whole=False))
 
     def part(
         self, number: int, *, logits: bool = False, attention: bool = False, more: Collection[str] = ()

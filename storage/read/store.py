@@ -248,6 +248,20 @@ class StoreReader(Sequence[Record]):
             return self.ids.find(id)
         return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
 
+    def conversation(self, position: int) -> list[dict[str, Any]]:
+        """The turns of the record at a position, `Record.conversations`; its targets are not read.
+
+        Raises:
+            IndexError: there is no such position.
+            CorruptStoreError: as `reader[position]`.
+        """
+        number = range(len(self))[position]
+        place = bisect_right(self._starts, number) - 1
+        shard = self._shards.get(place, self._open_shard)
+        turns = shard.conversation(number - self._starts[place])
+        self._shards.done(place, shard)
+        return turns
+
     def attachment(self, name: str) -> Path:
         """A store-level file, such as `tokenizer.model`; verified on the first call.
 

@@ -1,6 +1,9 @@
 """Answers of the list page: columns, rows, histograms, and the rows before and after a record."""
 
+from collections.abc import Mapping
+
 from alignkd.pipeline.browse.web.asking import Answer, Asked, json_answer
+from alignkd.pipeline.browse.web.excerpts import excerpts
 from alignkd.pipeline.browse.web.filters import view_of
 from alignkd.pipeline.browse.web.opened import Browser
 
@@ -23,11 +26,13 @@ def columns(browser: Browser, asked: Asked) -> Answer:
 
 
 def page(browser: Browser, asked: Asked) -> Answer:
-    """Some rows of the view, and how many rows it has."""
+    """Some rows of the view with the first words of their conversations, and how many rows the view has."""
     index, view = browser.store(asked).index, view_of(asked)
     offset, limit = asked.number("offset", 0), asked.number("limit", ROWS, least=1, most=MOST_ROWS)
     found = index.page(view.filter, sort=view.sort, descending=view.descending, offset=offset, limit=limit)
-    return json_answer({**found.as_json(), "offset": offset})
+    texts = excerpts(index.reader, [_position(row) for row in found.rows])
+    rows = [{**row, "excerpt": text} for row, text in zip(found.rows, texts, strict=True)]
+    return json_answer({**found.as_json(), "rows": rows, "offset": offset})
 
 
 def histogram(browser: Browser, asked: Asked) -> Answer:
@@ -41,3 +46,9 @@ def neighbours(browser: Browser, asked: Asked) -> Answer:
     index, view, position = browser.store(asked).index, view_of(asked), asked.number("position", 0)
     before, after = index.neighbours(view.filter, sort=view.sort, descending=view.descending, position=position)
     return json_answer({"previous": before, "next": after})
+
+
+def _position(row: Mapping[str, object]) -> int | None:
+    """Position of the record of a row; None for an unusable sample, which has none."""
+    position = row["position"]
+    return position if isinstance(position, int) else None

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.attention_map import on_grids, shown_values
 from alignkd.pipeline.shards.view.grids import Grid
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_layer, stored_layer
+from alignkd.pipeline.shards.view.layer_attention import LayerAttention
 from alignkd.pipeline.shards.view.top_tokens import top_tokens
-from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.vlm.errors import InputError
 
@@ -35,21 +34,6 @@ class Attention:
         """Plain values."""
         maps = [{"rows": len(one), "columns": one.shape[1], "values": one.ravel().tolist()} for one in self.maps]
         return {"maps": maps, "top": list(self.top), "layer": self.layer, "source": self.source}
-
-
-def layer_of(reader: StoreReader, record: Record, layer: int | None) -> LayerAttention:
-    """The stored attention of a layer of a record.
-
-    Args:
-        layer: number of a decoder layer; None for the first that the store gives.
-
-    Raises:
-        InputError: there is none; the message tells why.
-    """
-    source = chosen_layer(reader.manifest, layer)
-    if not record.has_image:
-        raise InputError(f"sample {record.id!r} (index {record.index}) has no image")
-    return stored_layer(record, source)
 
 
 def attention_of(

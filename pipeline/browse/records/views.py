@@ -1,20 +1,23 @@
 """What the pages of a store's records show; each value equals the one that the store holds."""
 
 import io
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from alignkd.pipeline.browse.records.attention import Attention, attention_of, layer_of
+from alignkd.pipeline.browse.records.attention import Attention, attention_of
 from alignkd.pipeline.browse.records.page import ImageView, LayerView, RecordPage
 from alignkd.pipeline.browse.records.predictions import predictions_of
+from alignkd.pipeline.browse.records.student import StudentPage, StudentViews
 from alignkd.pipeline.browse.records.tokens import tokens_of
 from alignkd.pipeline.shards.view.advantage_view import advantage_figures
+from alignkd.pipeline.shards.view.computed import StemLayers
 from alignkd.pipeline.shards.view.extent import extent_of
 from alignkd.pipeline.shards.view.grids import Grid, token_grids
-from alignkd.pipeline.shards.view.image_files import image_file
-from alignkd.pipeline.shards.view.layer_attention import chosen_layer, layer_sources
+from alignkd.pipeline.shards.view.image_files import image_file, image_files, image_folder
+from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_layer, layer_sources, stored_layer
 from alignkd.pipeline.shards.view.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
@@ -35,16 +38,40 @@ class RecordViews:
 
     Args:
         reader: the store.
-        images: folder of the images, where the store does not contain them.
+        images: folder of the images, where the store does not contain them; None: the one that the dump used.
         tokenizer: a tokenizer file, where the store has none.
+        checkpoint: folder or hub id whose vision tower is used where attention is not stored; None: the teacher that
+            the dump used.
+        vision_config: folder with the `config.json` of that tower, if the checkpoint does not have it.
+        student: folder or hub id of a student to show beside the teacher.
+        student_vision_config: as `vision_config`, of the student.
 
     Raises:
         InputError: the tokenizer is not the teacher's.
     """
 
-    def __init__(self, reader: StoreReader, *, images: Path | None = None, tokenizer: Path | None = None) -> None:
+    def __init__(
+        self,
+        reader: StoreReader,
+        *,
+        images: Path | None = None,
+        tokenizer: Path | None = None,
+        checkpoint: Path | str | None = None,
+        vision_config: Path | None = None,
+        student: Path | str | None = None,
+        student_vision_config: Path | None = None,
+    ) -> None:
         self.reader, self._images = reader, images
         self.pieces: Pieces = open_pieces(reader, tokenizer)
+        self._stem = StemLayers(reader, checkpoint, vision_config)
+        self._student = None
+        if student is not None:
+            self._student = StudentViews(reader, self.pieces, student, student_vision_config)
+
+    @property
+    def has_student(self) -> bool:
+        """Whether there is a student to show."""
+        return self._student is not None
 
     def record_page(self, position: int) -> RecordPage:
         """The page of the record at a position of the reader.
@@ -52,12 +79,12 @@ class RecordViews:
         Raises:
             IndexError: no such position. CorruptStoreError: the record is damaged.
         """
-        record, manifest = self.reader[position], self.reader.manifest
+        record = self.reader[position]
         turns = tuple(dict(turn) for turn in record.conversations)
         sequence, advantage = sequence_figures(record), advantage_figures(record)
         predictions = predictions_of(record, self.pieces, self._lm_head)
-        why = self._why_no_attention(record)
-        layers = [] if why else layer_sources(manifest).values()
+        images = self._image_views(record)
+        layers, why = self._layers(record, images)
         return RecordPage(
             position=position,
             index=record.index,
@@ -67,11 +94,8 @@ class RecordViews:
             turns=turns,
             sequence_length=record.sequence_length,
             tokens=tuple(tokens_of(record, self.pieces, predictions)),
-            images=tuple(self._image_views(record)),
-            layers=tuple(
-                LayerView(layer=at.layer, heads=at.heads, source="stem" if at.stored is None else "stored")
-                for at in layers
-            ),
+            images=tuple(images),
+            layers=tuple(layers),
             no_attention=why,
             no_predictions=why_no_probabilities(record, self._lm_head),
             is_estimate=isinstance(record.logits, SampledLogits),
@@ -80,21 +104,28 @@ class RecordViews:
         )
 
     def attention(
-        self, position: int, *, layer: int | None = None, head: int | None = None, query: int | None = None
+        self,
+        position: int,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        query: int | None = None,
+        student: bool = False,
     ) -> Attention:
         """The attention of a record's text to its images.
 
         Args:
-            layer: number of a decoder layer; None for the first that the store gives.
+            layer: number of a decoder layer; None for the first that there is.
             head: number of the head; None for the mean over heads.
             query: position of a text query; None for the mean over queries.
+            student: the student's attention in place of the teacher's.
 
         Raises:
-            InputError: no such layer, head or query, or the record has no image.
-            IndexError, CorruptStoreError: as `record_page`.
+            InputError: no such layer, head or query, the record has no image, or something is missing to compute it.
+            IndexError, StoreError: as `record_page`.
         """
         record = self.reader[position]
-        found = layer_of(self.reader, record, layer)
+        found = self._layer(record, layer, student)
         count = self.reader.manifest.shapes.vision_top_tokens
         return attention_of(record, found, self._grids(record), head=head, query=query, count=count)
 
@@ -118,24 +149,55 @@ class RecordViews:
         return content.getvalue()
 
     def view_png(
-        self, position: int, *, layer: int | None = None, head: int | None = None, query: int | None = None
+        self,
+        position: int,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        query: int | None = None,
+        student: bool = False,
     ) -> bytes:
         """The picture of `alignkd shards show --png` as bytes; an image that is not at hand is left out.
 
         Args and errors: as `attention`.
         """
         record = self.reader[position]
-        found = layer_of(self.reader, record, layer)
+        found = self._layer(record, layer, student)
         files = [content for content, _ in self._files(record)]
         token = None if query is None else str(query)
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
+
+    def student_page(self, position: int) -> StudentPage:
+        """What the student says of a record; its first call loads the model.
+
+        Raises:
+            InputError: there is no student, it cannot be used, or an image is not at hand.
+            IndexError, StoreError: as `record_page`.
+        """
+        record = self.reader[position]
+        return self._given_student().page(record, image_files(record, self._folder(record)))
+
+    def _given_student(self) -> StudentViews:
+        if self._student is None:
+            raise InputError("no student was given; name its checkpoint by --student")
+        return self._student
+
+    def _layer(self, record: Record, layer: int | None, student: bool) -> LayerAttention:
+        if not record.has_image:
+            raise InputError(f"sample {record.id!r} (index {record.index}) has no image")
+        if student:
+            return self._given_student().layer(record, image_files(record, self._folder(record)), layer)
+        source = chosen_layer(self.reader.manifest, layer)
+        if source.stored is not None:
+            return stored_layer(record, source)
+        return self._stem.layer(record, self._folder(record), source.layer)
 
     @cached_property
     def _lm_head(self) -> LmHead | None:
         return open_lm_head(self.reader.files, self.reader.manifest)
 
     def _folder(self, record: Record) -> Path | None:
-        return self._images
+        return image_folder(self.reader.manifest, record, self._images)
 
     def _files(self, record: Record) -> list[tuple[bytes | None, str | None]]:
         """The content of each image file, or why it is not at hand."""
@@ -184,11 +246,21 @@ class RecordViews:
             first += record.tokens_of_image[number]
         return views
 
-    def _why_no_attention(self, record: Record) -> str | None:
+    def _layers(self, record: Record, images: Sequence[ImageView]) -> tuple[list[LayerView], str | None]:
+        """The layers that can be shown, and why there are none."""
         if not record.has_image:
-            return "the record has no image"
-        try:
-            chosen_layer(self.reader.manifest, None)
-        except InputError as error:
-            return str(error)
-        return None
+            return [], "the record has no image"
+        sources = layer_sources(self.reader.manifest).values()
+        missing = next((image.missing for image in images if image.missing is not None), None)
+        why = None if all(at.stored for at in sources) else missing or self._stem.why_not()
+        layers = [
+            LayerView(layer=at.layer, heads=at.heads, source="stem" if at.stored is None else "stored")
+            for at in sources
+            if at.stored is not None or why is None
+        ]
+        if not sources:
+            try:
+                chosen_layer(self.reader.manifest, None)
+            except InputError as error:
+                why = str(error)
+        return layers, None if layers else why

@@ -9,11 +9,19 @@ import os
 from pathlib import Path
 
 from alignkd.storage.record.record import Record
-from alignkd.vlm.data.images import open_image
+from alignkd.storage.schema.manifest import Manifest
+from alignkd.vlm.data.images import MissingImageError, open_image
 from alignkd.vlm.errors import SampleError
 
 # larger files are not read, as a store may name any file
 MAX_FILE_BYTES = 1 << 30
+
+
+def image_folder(manifest: Manifest, record: Record, given: Path | None) -> Path | None:
+    """The folder of a record's images: the given one, else the one from which the dump read them, if it is known."""
+    if given is not None or manifest.read_from is None:
+        return given
+    return manifest.read_from.image_folder(record.index)
 
 
 def image_file(record: Record, number: int, images: Path | None) -> bytes:
@@ -47,7 +55,11 @@ def image_files(record: Record, images: Path | None) -> tuple[bytes, ...]:
 
 
 def _read(images: Path, image: str) -> bytes:
-    with open_image(images, image) as stream:
+    try:
+        stream = open_image(images, image)
+    except MissingImageError as error:
+        raise SampleError(f"{error}, or give the folder of the images by --images") from error
+    with stream:
         size = os.fstat(stream.fileno()).st_size
         if size > MAX_FILE_BYTES:
             raise SampleError(

@@ -1,7 +1,7 @@
 """Turns a record of the store into a training example, which is tokenised again and compared with the record."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,17 +61,29 @@ class CachedDataset:
             SampleError: the image is missing or changed, or the student tokenises the conversation differently.
         """
         record = self.reader[position]
+        images = self._images[self._source_of[position]]
+        return self.example(record, lambda: self._image_bytes(record, images)), record
+
+    def example(self, record: Record, image_files: Callable[[], Sequence[bytes]]) -> Example:
+        """The example of a record.
+
+        Args:
+            image_files: reads the content of its image files; may raise SampleError.
+
+        Raises:
+            SampleError: as `__getitem__`; or it is from `image_files`.
+        """
         name = f"sample {record.id!r} (index {record.index})"
         turns = turns_of(record.conversations)
         try:
-            files = self._image_bytes(record, self._images[self._source_of[position]])
+            files = image_files()
             example = self.preparation.build(turns, files)
             if self._marks_generated:
                 example = replace(example, generated=generated_positions(self.preparation, turns, files, example))
         except SampleError as error:
             raise SampleError(f"{name}: {error}") from error
         self._check_tokens(name, example, record)
-        return example, record
+        return example
 
     def _check_tokens(self, name: str, example: Example, record: Record) -> None:
         """The student's tokens must be the teacher's, so that targets belong to the positions they are compared at."""

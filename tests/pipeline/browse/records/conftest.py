@@ -1,11 +1,13 @@
-"""Stores of the golden samples, dumped once."""
+"""Stores of the golden samples, and of some with no and several images; each is dumped once."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from stem_runs import ENTRIES
 
 from alignkd.storage import StoreReader
 
@@ -14,12 +16,14 @@ Dump = Callable[..., StoreReader]
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: Path, alignkd_here: Any) -> Dump:
-    """`dump(name, **store)`: a store of the golden samples, float32, with these keys of the section `store`."""
+    """`dump(name, **store)`: a store of the samples, float32, with these keys of the section `store`."""
     folder = tmp_path_factory.mktemp("browse")
+    conversations = folder / "data.json"
+    conversations.write_text(json.dumps([*json.loads((golden / "v1.json").read_text()), *ENTRIES]))
 
     def made(name: str, **store: Any) -> StoreReader:
         model = {"checkpoint": str(golden / "teacher"), "vision_config": str(golden / "clip"), "dtype": "float32"}
-        data = {"conversations": str(golden / "v1.json"), "images": str(golden_images), "template": "v1"}
+        data = {"conversations": str(conversations), "images": str(golden_images), "template": "v1"}
         config = folder / f"{name}.yaml"
         config.write_text(
             yaml.safe_dump({"data": data, "teacher": model, "store": {"path": str(folder / name), **store}})

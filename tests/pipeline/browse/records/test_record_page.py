@@ -102,7 +102,7 @@ def test_images_are_shown_only_if_they_are_those_of_the_teacher(
 ) -> None:
     position = first_with_image(exact)
     record: Record = exact[position]
-    without, views = RecordViews(exact), RecordViews(exact, images=golden_images)
+    without, views = RecordViews(exact, images=tmp_path), RecordViews(exact, images=golden_images)
     page = without.record_page(position)
     assert "--images" in str(page.images[0].missing) and page.images[0].map_extent is None
     image = views.record_page(position).images[0]

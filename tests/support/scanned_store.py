@@ -166,7 +166,7 @@ def holds(text: str | None, query: str) -> bool:
     said, asked = words(text), []
     for quoted, plain in re.findall(r'"([^"]*)"|([^\s"]+)', query):
         if found := words(quoted or plain):
-            asked.append((found, bool(plain) and len(found[-1]) >= 3))
+            asked.append((found, plain.endswith("*")))
     return bool(asked) and all(_phrase(said, phrase, prefix) for phrase, prefix in asked)
 
 

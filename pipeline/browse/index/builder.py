@@ -25,6 +25,7 @@ from alignkd.pipeline.browse.index.table import IdBlock, Table
 from alignkd.storage.errors import RemoteError, StoreError
 from alignkd.storage.files.exclusive import Lock
 from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.read.root_hash import root_hash
 from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.read.store import StoreReader, commit_identity
 from alignkd.storage.schema.commit_record import committed_shards
@@ -33,6 +34,8 @@ from alignkd.storage.schema.commit_record import committed_shards
 SECONDS_PER_TRANSACTION = 1.0
 SECONDS_BETWEEN_LOOKS = 1.0
 MAX_PROBLEMS = 100
+# row numbers of dropped shards that a file may hold, besides as many as it uses
+MAX_DROPPED = 10_000
 MAX_FILES_MADE = 3
 _FIGURE_TYPE = np.dtype("<f8")
 
@@ -158,7 +161,7 @@ class Builder:
                 try:
                     self._follow(file)
                     self._load(file)
-                    self._root_hash = self._root_hash or self._stored_root_hash(file)
+                    self._find_root_hash()
                 finally:
                     file.close()
             self._progress(self.state())
@@ -182,8 +185,7 @@ class Builder:
             self._load(file)
             self._progress(self.state())
             self._first_pass(file)
-            if self.table.num_indexed == self.table.num_records:
-                self._keep_root_hash(file)
+            self._keep_root_hash(file)
             for names in self._figures:
                 self._second_pass(file, names)
             if self._is_damaged:
@@ -222,7 +224,7 @@ class Builder:
         dropped = {shard.base for shard in file.shards()} - {shard.base for shard in held}
         if not dropped:
             return
-        if file.num_ever() > 2 * sum(shard.records for shard in held) + 1000:
+        if file.num_ever() > 2 * sum(shard.records for shard in held) + MAX_DROPPED:
             raise DamagedIndexError(f"{self.path}: holds mostly dropped shards")
         with file.writing():
             for base in dropped:
@@ -361,13 +363,15 @@ class Builder:
         self._progress(self.state())
 
     def _keep_root_hash(self, file: IndexFile) -> None:
-        self._root_hash = self.reader.root_hash()
-        if file.meta("root_hash") != self._root_hash:
+        self._find_root_hash()
+        if self._root_hash is not None and file.meta("root_hash") != self._root_hash:
             with file.writing():
                 file.set_meta("root_hash", self._root_hash)
 
-    def _stored_root_hash(self, file: IndexFile) -> str | None:
-        return file.meta("root_hash") if self.table.num_indexed == self.table.num_records else None
+    def _find_root_hash(self) -> None:
+        if self._root_hash is None and self.table.num_indexed == self.table.num_records:
+            reader = self.reader
+            self._root_hash = root_hash(reader.files, reader.manifest, reader.commits.shards.tolist())
 
     def _is_complete(self) -> bool:
         return self.table.num_indexed == self.table.num_figured == self.table.num_records

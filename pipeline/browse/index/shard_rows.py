@@ -17,7 +17,7 @@ from alignkd.storage.read.shard import OpenShard
 from alignkd.storage.schema.manifest import Manifest
 
 # stored for each record of a shard, besides its id and its key; `answer` identifies the answers, 0 without one
-CHEAP = {
+CHEAP: dict[str, np.dtype[Any]] = {
     "index": np.dtype("<i8"),
     "tokens": np.dtype("<i4"),
     "vision": np.dtype("<i4"),

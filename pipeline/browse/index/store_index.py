@@ -274,7 +274,7 @@ class StoreIndex:
             inverse[order] = np.arange(len(order))
             return inverse
 
-        return self.table.cached(f"inverse {sort} {descending}", invert)  # type: ignore[no-any-return]
+        return self.table.cached(f"inverse {sort} {descending}", invert)
 
     def _kept(self, filter: Filter) -> Mask:
         """Which rows pass a filter."""
@@ -330,7 +330,7 @@ class StoreIndex:
             found[starts[places[of[inside]]] + offset[inside]] = True
             return found
 
-        return self.table.cached(f"text {text}", find)  # type: ignore[no-any-return]
+        return self.table.cached(f"text {text}", find)
 
     def _searched(self, phrases: Any) -> Rows:
         """Row numbers of the file; none while the file is made anew."""
@@ -390,7 +390,7 @@ class StoreIndex:
             there = values[~np.isnan(values)]
             return (float(there.min()), float(there.max())) if len(there) else (None, None)
 
-        return self.table.cached(f"range {name}", find)  # type: ignore[no-any-return]
+        return self.table.cached(f"range {name}", find)
 
     def _known(self, name: str) -> Column:
         if name not in self._columns:

@@ -3,10 +3,10 @@
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.commit_record import Quarantined
 from alignkd.storage.tools.stats import general_reason
 
+T = TypeVar("T")
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -130,12 +131,12 @@ class Table:
         Raises:
             KeyError: there is no such column, or it holds texts.
         """
-        return self._cached(f"column {name}", lambda: self._column(name))
+        return self.cached(f"column {name}", lambda: self._column(name))
 
     def text_column(self, name: str) -> list[str | None]:
         """A column of texts, one for each row."""
         make = {"id": self._all_ids, "key": self._all_keys, "source": self._all_sources, "reason": self._all_reasons}
-        return self._cached(f"column {name}", make[name])
+        return self.cached(f"column {name}", make[name])
 
     def id_of(self, row: int) -> str:
         """The id of one row."""
@@ -155,7 +156,7 @@ class Table:
                     found[start + block.find(wanted)] = True
             return found
 
-        return self._cached(f"id {part}", find)
+        return self.cached(f"id {part}", find)
 
     @property
     def source_numbers(self) -> Rows:
@@ -166,7 +167,7 @@ class Table:
             found = np.searchsorted(ends, self._columns["index"], side="right").astype(np.int64)
             return np.minimum(found, len(self.sources) - 1)
 
-        return self._cached("sources", find)
+        return self.cached("sources", find)
 
     @cached_property
     def reason_groups(self) -> list[str]:
@@ -180,7 +181,7 @@ class Table:
             values = self._ranks(name) if is_text else self.column(name)
             return np.argsort(-values if descending else values, kind="stable")  # NaN is sorted last
 
-        return self._cached(f"order {name} {descending}", sort)
+        return self.cached(f"order {name} {descending}", sort)
 
     def changed(self) -> None:
         """Forget what was computed from earlier values."""
@@ -188,9 +189,16 @@ class Table:
             self.version += 1
             self._cache.clear()
 
-    def cached(self, name: str, make: Any) -> Any:
-        """A value that is kept until values are added."""
-        return self._cached(name, make)
+    def cached(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, kept by this name until values are added or many other results were kept."""
+        with self.lock:
+            if name not in self._cache:
+                self._cache[name] = make()
+                while len(self._cache) > MAX_CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(name)
+            found: T = self._cache[name]
+            return found
 
     def _ranks(self, name: str) -> Numbers:
         texts = self.text_column(name)
@@ -253,12 +261,3 @@ class Table:
 
     def _empty(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.full(self.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
-
-    def _cached(self, name: str, make: Any) -> Any:
-        with self.lock:
-            if name not in self._cache:
-                self._cache[name] = make()
-                while len(self._cache) > MAX_CACHED:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(name)
-            return self._cache[name]

@@ -9,9 +9,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-# a word of a query that is shorter must be a whole word, because too many words begin with it
-MIN_PREFIX = 3
-
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _NO_WORD = re.compile(r"[\W_]+")
@@ -48,7 +45,9 @@ def words_of(text: str) -> list[str]:
 
 
 def phrases_of(query: str) -> list[Phrase] | None:
-    """What a query asks for: all phrases must be found. Text in double quotes is a phrase of whole words.
+    """What a query asks for: all words must be found, and words in double quotes one after the other.
+
+    `cat*` finds every word that begins with `cat`.
 
     Returns:
         None if the query has characters but no word, so that nothing is found; an empty list for a blank query.
@@ -56,8 +55,7 @@ def phrases_of(query: str) -> list[Phrase] | None:
     found = []
     for quoted, plain in _TERM.findall(query):
         if words := words_of(quoted or plain):
-            prefix = bool(plain) and len(words[-1]) >= MIN_PREFIX
-            found.append(Phrase(words=tuple(words), is_prefix=prefix))
+            found.append(Phrase(words=tuple(words), is_prefix=plain.endswith("*")))
     return found if found or not query.strip() else None
 
 

@@ -78,8 +78,8 @@ def _written(path: Path, manifest: Any, record_of: Any, quarantine: dict[int, in
 @st.composite
 def filters(draw: st.DrawFn) -> Filter:
     number = st.one_of(st.none(), st.floats(-1, 3), st.integers(0, 40).map(float))
-    queries = ["cat", "ca", '"cat"', "cafe", "ёл", "елка", "好き", "が好", '"traffic light"', "light traffic", "a b",
-               "image", "xxxx", "...", " ", '"red cat" caf']  # fmt: skip
+    queries = ["cat", "ca*", "ca", '"cat"', "CAFE", "ёл*", "елка", "好き", "が好", '"traffic light"', "light traffic",
+               "a b", "image", "xxxx*", "...", " ", '"red cat" caf*', "猫*", '"ca*"']  # fmt: skip
     return Filter(
         text=draw(st.one_of(st.just(""), st.sampled_from(queries))),
         sources=draw(st.sampled_from([(), (), ("one",), ("two",), ("one", "two"), ("three",)])),

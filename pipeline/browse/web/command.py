@@ -10,7 +10,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors, fail
 from alignkd.pipeline.console.printing import say
-from alignkd.pipeline.shards.options import LOCATION, STORE
+from alignkd.pipeline.shards.options import LOCATION, STORE, images_option, tower_options
 
 if TYPE_CHECKING:
     from alignkd.pipeline.browse.web.opened import Browser
@@ -22,8 +22,10 @@ EXTRA = ("jinja2", "starlette", "uvicorn")
 @click.command()
 @STORE
 @click.argument("other", type=LOCATION, required=False)
-@click.option("--student", type=FOLDER, help="A student's checkpoint, shown beside the teacher.")
-@click.option("--images", type=FOLDER, help="Folder of the images, if the store does not contain them.")
+@click.option("--student", help="Folder or hub id of a student, shown beside the teacher.")
+@click.option("--student-vision-config", type=FOLDER, help="Folder with the student's vision config.json, if apart.")
+@images_option
+@tower_options
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="Port of the page.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others can reach only this.")
 @click.option("--open/--no-open", "opens", default=None, help="Open a web browser; by default on a desktop only.")
@@ -31,8 +33,11 @@ EXTRA = ("jinja2", "starlette", "uvicorn")
 def browse(
     store: Path | str,
     other: Path | str | None,
-    student: Path | None,
+    student: str | None,
+    student_vision_config: Path | None,
     images: Path | None,
+    checkpoint: str | None,
+    vision_config: Path | None,
     port: int,
     host: str,
     opens: bool | None,
@@ -46,7 +51,14 @@ def browse(
     _require_extra()
     from alignkd.pipeline.browse.web.opened import Browser
 
-    with Browser.open([store] if other is None else [store, other], images=images, student=student) as browser:
+    options = {
+        "images": images,
+        "checkpoint": checkpoint,
+        "vision_config": vision_config,
+        "student": student,
+        "student_vision_config": student_vision_config,
+    }
+    with Browser.open([store] if other is None else [store, other], **options) as browser:
         _serve(browser, host, port, _has_desktop() if opens is None else opens)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import Any
 
 from alignkd.pipeline.browse.index.dump_state import DumpState, DumpWatch
 from alignkd.pipeline.browse.index.store_index import StoreIndex, open_index
@@ -27,9 +28,14 @@ class OpenedStore:
         views: its records for pages.
     """
 
-    def __init__(self, location: Path | str, images: Path | None) -> None:
-        """Raises StoreError, CorruptStoreError: as `StoreReader`."""
-        self.location, self.name, self._images = location, PurePath(location).name or str(location), images
+    def __init__(self, location: Path | str, **options: Any) -> None:
+        """`options` are those of `RecordViews`.
+
+        Raises:
+            StoreError, CorruptStoreError: as `StoreReader`.
+            InputError: as `RecordViews`.
+        """
+        self.location, self.name, self._options = location, PurePath(location).name or str(location), options
         self.views = self._opened()
         self._index: StoreIndex | None = None
         self._lock = threading.Lock()
@@ -37,7 +43,7 @@ class OpenedStore:
         self._looked = time.monotonic()
 
     def _opened(self) -> RecordViews:
-        return RecordViews(StoreReader(self.location, allow_incomplete=True), images=self._images)
+        return RecordViews(StoreReader(self.location, allow_incomplete=True), **self._options)
 
     @property
     def reader(self) -> StoreReader:
@@ -104,23 +110,21 @@ class Browser:
 
     Attributes:
         stores: the store, and perhaps another to compare it with.
-        student: folder of a student's checkpoint; None without one.
     """
 
-    def __init__(self, stores: Sequence[OpenedStore], student: Path | None) -> None:
-        self.stores, self.student = list(stores), student
+    def __init__(self, stores: Sequence[OpenedStore]) -> None:
+        self.stores = list(stores)
 
     @classmethod
     @contextmanager
-    def open(
-        cls, locations: Sequence[Path | str], *, images: Path | None = None, student: Path | None = None
-    ) -> Iterator["Browser"]:
-        """Open stores for the time of a block.
+    def open(cls, locations: Sequence[Path | str], **options: Any) -> Iterator["Browser"]:
+        """Open stores for the time of a block; `options` are those of `RecordViews`.
 
         Raises:
             StoreError, CorruptStoreError: a store cannot be read.
+            InputError: as `RecordViews`.
         """
-        browser = cls([OpenedStore(location, images) for location in locations], student)
+        browser = cls([OpenedStore(location, **options) for location in locations])
         try:
             yield browser
         finally:
@@ -139,7 +143,7 @@ class Browser:
         return self.stores[number]
 
     @property
-    def compares(self) -> bool:
-        """Whether there is something to compare the store with."""
-        return len(self.stores) > 1 or self.student is not None
+    def has_student(self) -> bool:
+        """Whether there is a student to compare with the teacher."""
+        return self.stores[0].views.has_student
 

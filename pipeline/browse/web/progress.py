@@ -19,7 +19,7 @@ def state(browser: Browser, asked: Asked) -> Answer:
     return json_answer(
         {
             "stores": [_described(store) for store in browser.stores],
-            "student": None if browser.student is None else str(browser.student),
+            "has_student": browser.has_student,
             "colours": {"sequential": _colours(SEQUENTIAL), "diverging": _colours(DIVERGING)},
         }
     )

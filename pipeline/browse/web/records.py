@@ -15,9 +15,11 @@ def record(browser: Browser, asked: Asked) -> Answer:
 
 
 def attention(browser: Browser, asked: Asked) -> Answer:
-    """The attention of one token, or of the mean over the queries, on the grid of each image."""
+    """The attention of one token, or of the mean over the queries, on the grid of each image; `student=1` the student's."""
     store, position = _record(browser, asked)
-    return json_answer(store.views.attention(position, head=head_of(asked), **_choice(asked)).as_json())
+    is_student = asked.text("student") == "1"
+    found = store.views.attention(position, head=head_of(asked), student=is_student, **_choice(asked))
+    return json_answer(found.as_json())
 
 
 def heads(browser: Browser, asked: Asked) -> Answer:

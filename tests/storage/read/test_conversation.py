@@ -28,12 +28,13 @@ def test_damaged_targets_do_not_matter_and_a_damaged_text_does(
         for file in (store / "shards").glob(f"*/{column}/c*"):
             file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
 
-    whole = StoreReader(store)[0].conversations
-    damage("attention")
     reader = StoreReader(store)
-    assert reader.conversation(0) == whole
+    position = int(reader.has_image.argmax())
+    whole = reader[position].conversations
+    damage("attention")
+    assert StoreReader(store).conversation(position) == whole
     with pytest.raises(CorruptStoreError, match="attention"):
-        reader[0]
+        StoreReader(store)[position]
     damage("text")
     with pytest.raises(CorruptStoreError, match="text"):
-        StoreReader(store).conversation(0)
+        StoreReader(store).conversation(position)

@@ -167,7 +167,7 @@ followState(async (state) => {
   loaded = true;
   colours = state.colours;
   await load();
-  if (state.stores.length > 1 || state.student !== null) {
+  if (state.stores.length > 1 || state.has_student) {
     byId("compare").hidden = false;
     byId("compare").href = withQuery(`/compare/${record.key}`, viewOf(query));
   }

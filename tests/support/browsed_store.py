@@ -1,4 +1,4 @@
-"""Made stores with pictures and a tokenizer, for the pages of `alignkd shards browse`; no teacher and no torch is needed.
+"""Made stores with pictures and a tokenizer, for the pages of `alignkd shards browse`, without teacher and torch.
 
 Each record is a pure function of its index and the seed. Every seventh has no image, every eleventh is unusable.
 """

@@ -27,7 +27,9 @@ EXTRA = ("jinja2", "starlette", "uvicorn")
 @images_option
 @tower_options
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="Port of the page.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others can reach only this.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; others can reach only this."
+)
 @click.option("--open/--no-open", "opens", default=None, help="Open a web browser; by default on a desktop only.")
 @clean_errors
 def browse(

@@ -1,8 +1,8 @@
 """Filter, order and page of the list, as the query of a URL.
 
-    q=TEXT  id=TEXT  source=NAME (several)  show=usable|unusable  reason=REASON (several)
-    range.COLUMN=LOW..HIGH (either may be missing)
-    sort=COLUMN  desc=1  offset=N  limit=N
+q=TEXT  id=TEXT  source=NAME (several)  show=usable|unusable  reason=REASON (several)
+range.COLUMN=LOW..HIGH (either may be missing)
+sort=COLUMN  desc=1  offset=N  limit=N
 """
 
 import math

@@ -146,4 +146,3 @@ class Browser:
     def has_student(self) -> bool:
         """Whether there is a student to compare with the teacher."""
         return self.stores[0].views.has_student
-

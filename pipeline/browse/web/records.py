@@ -15,7 +15,10 @@ def record(browser: Browser, asked: Asked) -> Answer:
 
 
 def attention(browser: Browser, asked: Asked) -> Answer:
-    """The attention of one token, or of the mean over the queries, on the grid of each image; `student=1` the student's."""
+    """The attention of one token, or of the mean over the queries, on the grid of each image.
+
+    `student=1` asks for the student's.
+    """
     store, position = _record(browser, asked)
     is_student = asked.text("student") == "1"
     found = store.views.attention(position, head=head_of(asked), student=is_student, **_choice(asked))

@@ -22,9 +22,11 @@ export class Choice {
     this.layerField = this.#select("Layer", layers.map(({ layer }) => layer), (value) => this.setLayer(Number(value)));
     this.headField = this.#select("Head", [], (value) => this.setHead(value === MEAN ? null : Number(value)));
     this.said = element("span", { class: "chosen", id: "chosen", role: "status" });
-    this.reset = element("button", { type: "button", id: "reset", title: "m", click: () => this.setToken(null) }, "Show the mean");
+    const toMean = () => this.setToken(null);
+    this.reset = element("button", { type: "button", id: "reset", title: "m", click: toMean }, "Show the mean");
     this.legend = element("span");
-    const slider = element("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.opacity, "aria-label": "Opacity of the map" });
+    const range = { type: "range", min: 0, max: 1, step: 0.05, value: this.opacity };
+    const slider = element("input", { ...range, "aria-label": "Opacity of the map" });
     slider.addEventListener("input", () => {
       this.opacity = Number(slider.value);
       sessionStorage.setItem(OPACITY, slider.value);
@@ -36,7 +38,8 @@ export class Choice {
   }
 
   #rows() {
-    return [this.layerField.closest("label"), this.headField.closest("label"), this.fade, this.legend, this.said, this.reset];
+    const fields = [this.layerField, this.headField].map((field) => field.closest("label"));
+    return [...fields, this.fade, this.legend, this.said, this.reset];
   }
 
   /** The choice as parameters of a request. */
@@ -87,8 +90,12 @@ export class Choice {
     this.headField.value = this.head ?? MEAN;
     this.headField.closest("label").hidden = heads.length < 2;
     this.reset.hidden = this.token === null;
-    const what = this.token === null ? [`mean of ${this.tokens.size} tokens`] : [element("bdi", { class: "mono" }, pieceShown(this.token.piece)), ` at position ${this.token.position}`];
-    this.said.replaceChildren(...what);
+    if (this.token === null) {
+      this.said.textContent = `mean of ${this.tokens.size} tokens`;
+      return;
+    }
+    const piece = element("bdi", { class: "mono" }, pieceShown(this.token.piece));
+    this.said.replaceChildren(piece, ` at position ${this.token.position}`);
   }
 
   #select(name, values, chosen) {

@@ -27,15 +27,28 @@ async function load() {
   sides = found.sides;
   const [first] = sides;
   document.title = `${first.page.id} · compared · alignkd`;
-  byId("title").replaceChildren(foreign(first.page.id || "–"), element("small", {}, foreign(sides[0].name), " and ", foreign(sides[1].name)));
+  const names = element("small", {}, foreign(sides[0].name), " and ", foreign(sides[1].name));
+  byId("title").replaceChildren(foreign(first.page.id || "–"), names);
   byId("back").href = withQuery("/", viewOf(query));
   byId("record").href = withQuery(`/record/${first.page.position}`, viewOf(query));
   byId("record").hidden = false;
   differences = new Map(found.differences.map((one) => [one.number, one]));
+  showChoices(found);
   showConversation(found.notes);
   showDifferences();
   showMaps(found.layers);
   await showAttention();
+}
+
+/** Links to compare with the other store or with the student, where there are both. */
+function showChoices({ choices, with: wanted }) {
+  byId("with").hidden = choices.length < 2;
+  const names = { other: "Other store", student: "Student" };
+  const links = choices.map((name) => {
+    const href = withQuery(location.pathname, new URLSearchParams([...viewOf(query), ["with", name]]));
+    return element("a", { class: "button", href, "aria-current": name === wanted ? "true" : null }, names[name]);
+  });
+  byId("with").replaceChildren(...links);
 }
 
 function showConversation(notes) {
@@ -53,10 +66,12 @@ function tipOf(token, other) {
   const tables = [[token, sides[0].name], [other, sides[1].name]]
     .filter(([one]) => one?.prediction)
     .map(([one, name]) => predictionTable(one.prediction, name));
-  if (!tables.length) return null;
-  const distance = differences.get(token.number)?.total_variation;
-  const line = distance === undefined || distance === null ? null : element("div", { class: "muted" }, `total variation distance ${figure(distance)}`);
-  return [element("div", { class: "row" }, ...tables), line].filter(Boolean);
+  const attention = differences.get(token.number)?.attention ?? null;
+  if (!tables.length) return attention === null ? null : [`attention differs by ${figure(attention)} in all`];
+  const distance = differences.get(token.number)?.total_variation ?? null;
+  const row = element("div", { class: "row" }, ...tables);
+  if (distance === null) return [row];
+  return [row, element("div", { class: "muted" }, `total variation distance ${figure(distance)}`)];
 }
 
 function shadeOf(distance) {
@@ -69,13 +84,15 @@ function showDifferences() {
   const rows = [...differences.values()].filter(({ total_variation: distance }) => distance !== null);
   rows.sort((one, other) => other.total_variation - one.total_variation);
   const names = ["Token", "Position", "Distance", sides[0].name, sides[1].name];
-  const head = names.map((name, number) => element("th", { scope: "col", class: number === 0 || number > 2 ? "left" : null }, foreign(name)));
+  const classOf = (number) => (number === 0 || number > 2 ? "left" : null);
+  const head = names.map((name, number) => element("th", { scope: "col", class: classOf(number) }, foreign(name)));
   byId("differences").tHead.replaceChildren(element("tr", {}, ...head));
   const best = (token) => {
     const [entry] = token?.prediction?.top ?? [];
     const label = token?.prediction?.label_probability;
     if (!entry) return "–";
-    return element("span", {}, element("bdi", { class: "mono" }, pieceShown(entry.piece)), ` ${probability(entry.probability)}, label ${probability(label)}`);
+    const piece = element("bdi", { class: "mono" }, pieceShown(entry.piece));
+    return element("span", {}, piece, ` ${probability(entry.probability)}, label ${probability(label)}`);
   };
   const lines = rows.slice(0, MOST_ROWS).map(({ number, other, total_variation: distance }) => {
     const token = first.get(number);
@@ -88,8 +105,8 @@ function showDifferences() {
     );
   });
   byId("differences").classList.toggle("nothing", !lines.length);
-  const none = element("tr", {}, element("td", { class: "empty", colspan: names.length }, "No predictions to compare."));
-  byId("differences").tBodies[0].replaceChildren(...(lines.length ? lines : [none]));
+  const none = element("td", { class: "empty", colspan: names.length }, "No predictions to compare.");
+  byId("differences").tBodies[0].replaceChildren(...(lines.length ? lines : [element("tr", {}, none)]));
 }
 
 function showMaps(layers) {
@@ -101,9 +118,10 @@ function showMaps(layers) {
     return [0, 1, 2].map(() => new MapView(image, source));
   });
   const headings = [sides[0].name, sides[1].name, "Difference"];
-  const columns = headings.map((name, column) =>
-    element("div", {}, element("h2", {}, foreign(name)), ...views.map((row) => row[column].node), element("div", { class: "scale" })),
-  );
+  const columns = headings.map((name, column) => {
+    const maps = views.map((row) => row[column].node);
+    return element("div", {}, element("h2", {}, foreign(name)), ...maps, element("div", { class: "scale" }));
+  });
   byId("maps").replaceChildren(...columns);
   const faded = (opacity) => views.flat().forEach((view) => (view.opacity = opacity));
   choice = new Choice(layers, sides[0].page.tokens, { changed: () => showAttention().catch(problem), faded });
@@ -114,27 +132,41 @@ async function showAttention() {
   if (!choice) return;
   tokens.press(choice.token?.position ?? null);
   const asked = choice.parameters().toString();
-  const found = await Promise.all(sides.map((side) => get(`/api/attention/${side.page.position}`, new URLSearchParams([...choice.parameters(), ...side.parameters]))));
+  const attentionOf = ({ page, query: side }) =>
+    get(`/api/attention/${page.position}`, new URLSearchParams([...choice.parameters(), ...new URLSearchParams(side)]));
+  const found = await Promise.all(sides.map(attentionOf));
   if (choice.parameters().toString() !== asked) return;
   const values = found.map(({ maps }) => maps.map((one) => one.values));
   const most = Math.max(...values.flat(2));
-  const gaps = values[0].map((map, number) => (map.length === values[1][number]?.length ? map.map((value, token) => value - values[1][number][token]) : null));
+  const gaps = values[0].map((map, number) => {
+    const other = values[1][number];
+    return map.length === other?.length ? map.map((value, token) => value - other[token]) : null;
+  });
   const widest = Math.max(...gaps.filter(Boolean).flat().map(Math.abs), 0);
   views.forEach((row, number) => {
     [0, 1].forEach((side) => {
       if (values[side][number]?.length === values[0][number].length) {
-        row[side].show(values[side][number], { most, colours: colours.sequential, top: topOf(row[side].image, found[side].top) });
+        const top = topOf(row[side].image, found[side].top);
+        row[side].show(values[side][number], { most, colours: colours.sequential, top });
       }
     });
     if (gaps[number]) row[2].show(gaps[number], { least: -widest, most: widest, colours: colours.diverging });
   });
   const scales = [...byId("maps").querySelectorAll(".scale")];
-  scales.forEach((scale, number) => scale.replaceChildren(number < 2 ? legend(colours.sequential, 0, most) : legend(colours.diverging, -widest, widest)));
+  const legends = [0, 1].map(() => legend(colours.sequential, 0, most));
+  legends.push(legend(colours.diverging, -widest, widest));
+  scales.forEach((scale, number) => scale.replaceChildren(legends[number]));
   problem(null);
 }
 
-onKeys({ m: () => choice?.setToken(null), u: () => byId("back").click(), "]": () => choice?.stepHead(1), "[": () => choice?.stepHead(-1) });
-byId("link").addEventListener("click", () => navigator.clipboard.writeText(location.href).then(() => (byId("link").textContent = "Copied")).catch(problem));
+onKeys({
+  m: () => choice?.setToken(null), u: () => byId("back").click(),
+  "]": () => choice?.stepHead(1), "[": () => choice?.stepHead(-1),
+});
+byId("link").addEventListener("click", () => {
+  const done = () => (byId("link").textContent = "Copied");
+  navigator.clipboard.writeText(location.href).then(done).catch(problem);
+});
 
 let loaded = false;
 followState(async (state) => {

@@ -8,7 +8,10 @@ import { onKeys } from "./page.js";
 const SECONDS_BETWEEN = 1;
 const SECONDS_WHEN_COMPLETE = 15;
 const POINTS = 240;
-const WORKERS = ["worker", "state", "host", "process", "shards", "written", "samples", "per second", "unusable", "tokens", "bytes", "halved", "last seen", "left", "message"];
+const WORKERS = [
+  "worker", "state", "host", "process", "shards", "written", "samples", "per second", "unusable", "tokens", "bytes",
+  "halved", "last seen", "left", "message",
+];
 const ERRORS = ["shard", "index", "id", "reason"];
 const TEXTS = new Set(["worker", "state", "host", "message", "id", "reason"]);
 
@@ -29,7 +32,7 @@ async function poll() {
 }
 
 function show(status) {
-  byId("title").replaceChildren(foreign(status.store), " ", element("span", { class: `state ${status.state}` }, status.state));
+  byId("title").replaceChildren(foreign(status.store), " ", badge(status.state));
   byId("done").value = status.samples ? status.samples_done / status.samples : 1;
   const totals = [
     ["Done", percent(byId("done").value)],
@@ -41,18 +44,22 @@ function show(status) {
     status.state === "running" && ["Samples per second", figure(status.rate)],
     status.state === "running" && status.seconds_left !== null && ["Left", duration(status.seconds_left)],
   ].filter(Boolean);
-  byId("totals").replaceChildren(...totals.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  const pair = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value));
+  byId("totals").replaceChildren(...totals.map(pair));
   showRate(status);
   const workers = status.workers.map((worker) => [
-    worker.worker, element("span", { class: `state ${worker.state}` }, worker.state), worker.host, worker.pid,
+    worker.worker, badge(worker.state), worker.host, worker.pid,
     worker.shards.join(" ") || "–", count(worker.shards_written), count(worker.samples), figure(worker.rate),
     count(worker.errors), count(worker.tokens), bytes(worker.bytes), count(worker.halved),
     `${duration(worker.seconds_since)} ago`,
     worker.seconds_left === null ? "–" : duration(worker.seconds_left), worker.message,
   ]);
-  table("workers", WORKERS, workers, status.state === "complete" ? "The dump is complete." : "No worker has written a status here.");
+  const none = status.state === "complete" ? "The dump is complete." : "No worker has written a status here.";
+  table("workers", WORKERS, workers, none);
   table("errors", ERRORS, status.unusable.map((one) => [one.shard, one.index, one.id, one.reason]), "None.");
 }
+
+const badge = (state) => element("span", { class: `state ${state}` }, state);
 
 function showRate(status) {
   rates.push(status.rate);
@@ -72,10 +79,12 @@ function table(id, names, rows, empty) {
   byId(id).tHead.replaceChildren(element("tr", {}, ...head));
   const classes = { reason: "reason wide", message: "left wide" };
   const classOf = (name) => classes[name] ?? (TEXTS.has(name) ? "left" : null);
-  const cell = (value, number) => element("td", { class: classOf(names[number]) }, value instanceof Node ? value : foreign(value));
+  const content = (value) => (value instanceof Node ? value : foreign(value));
+  const cell = (value, number) => element("td", { class: classOf(names[number]) }, content(value));
   byId(id).classList.toggle("nothing", !rows.length);
   const lines = rows.map((row) => element("tr", {}, ...row.map(cell)));
-  byId(id).tBodies[0].replaceChildren(...(lines.length ? lines : [element("tr", {}, element("td", { class: "empty", colspan: names.length }, empty))]));
+  const none = element("tr", {}, element("td", { class: "empty", colspan: names.length }, empty));
+  byId(id).tBodies[0].replaceChildren(...(lines.length ? lines : [none]));
 }
 
 onKeys({});

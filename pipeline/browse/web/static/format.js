@@ -19,8 +19,11 @@ export function figure(value) {
 
 export const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
 
-/** A probability: 0.9871, 3.2e-5. */
-export const probability = (value) => (value === null || value === undefined ? "?" : value < 0.001 && value > 0 ? value.toExponential(1) : value.toFixed(3));
+/** A probability: 0.987, 3.2e-5; a question mark where it is not known. */
+export function probability(value) {
+  if (value === null || value === undefined) return "?";
+  return value < 0.001 && value > 0 ? value.toExponential(1) : value.toFixed(3);
+}
 
 /** A piece of a tokenizer as text: its mark of a leading blank is a blank; the byte of a line break breaks the line. */
 export const pieceText = (piece) => (piece === "<0x0A>" ? "↵\n" : piece.replaceAll("\u2581", " "));

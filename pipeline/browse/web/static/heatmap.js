@@ -18,14 +18,15 @@ export class MapView {
     const over = source !== null && extent !== null;
     this.map = element("div", { class: over ? "map" : "map bare" });
     if (over) {
-      const picture = element("img", { src: source, alt: image.name, width, height, class: Math.max(width, height) <= SMALL ? "small" : null });
-      this.map.append(picture);
+      const size = Math.max(width, height) <= SMALL ? "small" : null;
+      this.map.append(element("img", { src: source, alt: image.name, width, height, class: size }));
       for (const node of [this.canvas, this.marks]) place(node, extent, width, height);
     }
     const [wide, high] = over ? [width, height] : [columns, rows];
     this.map.style.maxWidth = `${Math.round((TALLEST * wide) / high)}px`;
     this.map.append(this.canvas, this.marks);
-    this.node = element("figure", {}, this.map, element("figcaption", {}, element("bdi", {}, image.name), this.readout));
+    const caption = element("figcaption", {}, element("bdi", {}, image.name), this.readout);
+    this.node = element("figure", {}, this.map, caption);
     this.marks.addEventListener("pointermove", (event) => this.#read(event));
     this.marks.addEventListener("pointerleave", () => (this.readout.textContent = ""));
   }
@@ -36,8 +37,10 @@ export class MapView {
     this.top = top;
     paint(this.canvas, values, least, most, colours);
     const { columns } = this.image;
-    const outline = (kind) => (token) =>
-      svg("rect", { class: kind, "data-token": token, x: token % columns, y: Math.floor(token / columns), width: 1, height: 1 });
+    const outline = (kind) => (token) => {
+      const cell = { x: token % columns, y: Math.floor(token / columns), width: 1, height: 1 };
+      return svg("rect", { class: kind, "data-token": token, ...cell });
+    };
     const area = svg("rect", { class: "cell", x: 0, y: 0, width: columns, height: this.image.rows });
     this.marks.replaceChildren(area, ...top.map(outline("under")), ...top.map(outline("top")));
   }
@@ -54,7 +57,8 @@ export class MapView {
     const column = Math.min(columns - 1, Math.max(0, Math.floor((columns * (event.clientX - box.left)) / box.width)));
     const token = row * columns + column;
     const rank = this.top.indexOf(token);
-    this.readout.textContent = `row ${row}, column ${column}: ${figure(this.values[token])}${rank < 0 ? "" : `, top ${rank + 1}`}`;
+    const value = `row ${row}, column ${column}: ${figure(this.values[token])}`;
+    this.readout.textContent = rank < 0 ? value : `${value}, top ${rank + 1}`;
   }
 }
 

@@ -36,7 +36,8 @@ export class Histogram {
     this.node.classList.toggle("active", range[0] !== null || range[1] !== null);
     const without = found.without ? `${count(found.without)} samples have no value` : "";
     this.title.title = [this.column.note, without].filter(Boolean).join("; ");
-    for (const [field, value, end] of [[this.low, range[0], this.column.minimum], [this.high, range[1], this.column.maximum]]) {
+    const { minimum, maximum } = this.column;
+    for (const [field, value, end] of [[this.low, range[0], minimum], [this.high, range[1], maximum]]) {
       if (document.activeElement !== field) field.value = value ?? "";
       field.placeholder = figure(end);
     }
@@ -62,7 +63,8 @@ export class Histogram {
     const from = low === null ? 0 : this.#x(low);
     const to = high === null ? WIDTH : this.#x(high);
     const edge = (x) => svg("line", { class: "edge", x1: x, x2: x, y1: 0, y2: HEIGHT });
-    return [svg("rect", { class: "brush", x: from, y: 0, width: Math.max(0, to - from), height: HEIGHT }), edge(from), edge(to)];
+    const area = svg("rect", { class: "brush", x: from, y: 0, width: Math.max(0, to - from), height: HEIGHT });
+    return [area, edge(from), edge(to)];
   }
 
   /** Place of a value; edges of bins are equally far apart, whatever their values. */
@@ -100,7 +102,8 @@ export class Histogram {
       if (moved.type === "pointercancel") return this.#draw();
       if (Math.abs(moved.clientX - startX) < CLICK) return this.chosen(null, null);
       const [from, to] = ordered(moved);
-      this.chosen(from <= 0 ? null : this.#rounded(this.#value(from), 1), to >= WIDTH ? null : this.#rounded(this.#value(to), -1));
+      const low = from <= 0 ? null : this.#rounded(this.#value(from), 1);
+      this.chosen(low, to >= WIDTH ? null : this.#rounded(this.#value(to), -1));
     };
     this.plot.addEventListener("pointermove", move);
     this.plot.addEventListener("pointerup", end, { once: true });

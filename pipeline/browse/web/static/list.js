@@ -73,7 +73,8 @@ function showFields() {
 
 function shownColumns() {
   const several = byId("source").options.length > 2;
-  return columns.filter(({ name, available }) => available && IN_TABLE.includes(name) && (name !== "source" || several));
+  const isShown = (name) => IN_TABLE.includes(name) && (name !== "source" || several);
+  return columns.filter(({ name, available }) => available && isShown(name));
 }
 
 function showHead() {
@@ -82,7 +83,8 @@ function showHead() {
   const cells = shownColumns().map(({ name, label, note, unit, kind }) => {
     const active = name === sort;
     const next = () => change({ sort: name === DEFAULT_SORT ? null : name, desc: active && !descending ? "1" : null });
-    const button = element("button", { type: "button", click: next, title: [note, unit].filter(Boolean).join("; ") || null });
+    const title = [note, unit].filter(Boolean).join("; ") || null;
+    const button = element("button", { type: "button", click: next, title });
     button.append(label, active ? (descending ? " ↓" : " ↑") : "");
     const order = active ? (descending ? "descending" : "ascending") : null;
     return element("th", { scope: "col", class: kind === "text" ? "left" : null, "aria-sort": order }, button);
@@ -96,7 +98,8 @@ function showRows(page) {
   showHead();
   const last = page.offset + page.rows.length;
   byId("matching").textContent = counted(page.matching, "sample");
-  byId("shown").textContent = page.rows.length ? `${count(page.offset + 1)}–${count(last)} of ${count(page.matching)}` : "";
+  const range = `${count(page.offset + 1)}–${count(last)} of ${count(page.matching)}`;
+  byId("shown").textContent = page.rows.length ? range : "";
   byId("before").disabled = page.offset === 0;
   byId("after").disabled = last >= page.matching;
   const shown = shownColumns();
@@ -115,9 +118,11 @@ function rowOf(row, shown) {
     const value = row[name];
     if (name === "id") return element("td", { class: "id" }, idOf(row));
     if (kind === "text") return element("td", { class: `left ${name}` }, foreign(value ?? "–", { title: value }));
-    return element("td", { class: value === null ? "none" : null }, name === "index" ? String(value ?? "–") : figure(value));
+    const shownValue = name === "index" ? String(value ?? "–") : figure(value);
+    return element("td", { class: value === null ? "none" : null }, shownValue);
   });
-  const text = row.unusable ? element("td", { class: "reason" }, foreign(row.reason ?? "")) : element("td", { class: "excerpt" }, foreign(row.excerpt ?? ""));
+  const [kind, said] = row.unusable ? ["reason", row.reason] : ["excerpt", row.excerpt];
+  const text = element("td", { class: kind }, foreign(said ?? ""));
   const line = element("tr", { "data-index": row.index }, ...cells, text);
   line.addEventListener("click", (event) => {
     if (!event.target.closest("a") && !String(getSelection())) line.querySelector("a")?.click();
@@ -187,7 +192,8 @@ async function showMore() {
 
 function showSources(sources) {
   const select = byId("source");
-  const options = sources.map(({ name, count: size }) => element("option", { value: name }, `${name} (${count(size)})`));
+  const option = ({ name, count: size }) => element("option", { value: name }, `${name} (${count(size)})`);
+  const options = sources.map(option);
   select.replaceChildren(select.options[0], ...options);
   select.value = query.get("source") ?? "";
   select.hidden = sources.length < 2;
@@ -200,8 +206,8 @@ function showReasons(reasons) {
       change({ reason: isChosen ? null : name });
       await showColumns();
     };
-    const button = element("button", { type: "button", "aria-pressed": String(isChosen), click: choose }, element("b", {}, count(size)), foreign(name));
-    return element("li", {}, button);
+    const attributes = { type: "button", "aria-pressed": String(isChosen), click: choose };
+    return element("li", {}, element("button", attributes, element("b", {}, count(size)), foreign(name)));
   });
   byId("reasons").replaceChildren(...(lines.length ? [element("ul", {}, ...lines)] : []));
 }
@@ -215,10 +221,13 @@ function listen() {
   byId("search").addEventListener("input", () => soon(() => change({ q: byId("search").value })));
   byId("id").addEventListener("input", () => soon(() => change({ id: byId("id").value })));
   byId("source").addEventListener("change", () => change({ source: byId("source").value }));
-  byId("show").addEventListener("change", ({ target: { value } }) => change({ show: value === "all" ? null : value, reason: null }));
+  byId("show").addEventListener("change", ({ target: { value } }) => {
+    change({ show: value === "all" ? null : value, reason: null });
+  });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("clear").addEventListener("click", () => {
-    change(Object.fromEntries([...viewOf(query).keys()].filter((name) => !/^(sort|desc|store)$/.test(name)).map((name) => [name, null])));
+    const filters = [...viewOf(query).keys()].filter((name) => !/^(sort|desc|store)$/.test(name));
+    change(Object.fromEntries(filters.map((name) => [name, null])));
     byId("search").focus();
   });
   byId("more").addEventListener("click", () => showMore().catch(problem));

@@ -28,7 +28,8 @@ function showProgress(stores) {
   const said = problems.length ? [counted(problems.length, "problem")] : [];
   if (growing) {
     const { indexed, figured, total } = growing;
-    said.push(indexed < total ? `indexing ${count(indexed)} of ${count(total)}` : `figures of ${count(figured)} of ${count(total)}`);
+    const [what, done] = indexed < total ? ["indexing", indexed] : ["figures of", figured];
+    said.push(`${what} ${count(done)} of ${count(total)}`);
   }
   line.textContent = said.join(" · ");
 }

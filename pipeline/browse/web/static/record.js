@@ -36,9 +36,10 @@ async function load() {
 }
 
 function showConversation() {
+  const caption = record.is_estimate ? "shares of the draws" : null;
   tokens = new Tokens(record.tokens, {
     chosen: (token) => choice?.setToken(choice.token === token ? null : token),
-    tip: (token) => (token.prediction ? [predictionTable(token.prediction, record.is_estimate ? "shares of the draws" : null)] : null),
+    tip: ({ prediction }) => (prediction ? [predictionTable(prediction, caption)] : null),
   });
   byId("conversation").replaceChildren(tokens.node);
   if (record.no_predictions) byId("conversation").append(note(`No predictions: ${record.no_predictions}`));
@@ -47,9 +48,8 @@ function showConversation() {
     ["Labels", record.tokens.filter(({ supervised }) => supervised).length],
   ];
   const shown = found.filter(([, value]) => value !== null && value !== undefined);
-  byId("figures").replaceChildren(
-    element("dl", { class: "figures" }, ...shown.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, figure(value))))),
-  );
+  const pair = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, figure(value)));
+  byId("figures").replaceChildren(element("dl", { class: "figures" }, ...shown.map(pair)));
 }
 
 function showDetails() {
@@ -116,7 +116,9 @@ async function showHeads() {
     });
     byId("heads").replaceChildren(...buttons);
   }
-  [...byId("heads").children].forEach((button, head) => button.setAttribute("aria-pressed", String(head === choice.head)));
+  [...byId("heads").children].forEach((button, head) => {
+    button.setAttribute("aria-pressed", String(head === choice.head));
+  });
 }
 
 function showLinks() {
@@ -126,7 +128,8 @@ function showLinks() {
   byId("png").setAttribute("download", `record-${record.index}.png`);
   const layerAndHead = [...kept].filter(([name]) => name !== "query");
   for (const link of [byId("previous"), byId("next")]) {
-    if (link.dataset.position) link.href = withQuery(`/record/${link.dataset.position}`, new URLSearchParams([...viewOf(query), ...layerAndHead]));
+    if (!link.dataset.position) continue;
+    link.href = withQuery(`/record/${link.dataset.position}`, new URLSearchParams([...viewOf(query), ...layerAndHead]));
   }
 }
 
@@ -156,7 +159,8 @@ async function copyLink() {
 const follow = (id) => () => (byId(id).href ? byId(id).click() : false);
 
 onKeys({
-  j: follow("next"), k: follow("previous"), ArrowRight: follow("next"), ArrowLeft: follow("previous"), u: follow("back"),
+  j: follow("next"), k: follow("previous"), ArrowRight: follow("next"), ArrowLeft: follow("previous"),
+  u: follow("back"),
   m: () => choice?.setToken(null), "]": () => choice?.stepHead(1), "[": () => choice?.stepHead(-1),
 });
 byId("link").addEventListener("click", () => copyLink().catch(problem));

@@ -28,13 +28,17 @@ export class Tokens {
 
   #turn(run, markOf) {
     const words = element("div", { class: "words", dir: "auto" }, ...run.map((token) => this.#token(token, markOf)));
-    return element("div", { class: "turn" }, element("span", { class: "role" }, run[0].supervised ? "Answer" : "Prompt"), words);
+    const role = element("span", { class: "role" }, run[0].supervised ? "Answer" : "Prompt");
+    return element("div", { class: "turn" }, role, words);
   }
 
   #token(token, markOf) {
-    if (token.role === "image") return element("span", { class: "token image" }, `image ${token.image + 1} · ${token.count} tokens`);
+    if (token.role === "image") {
+      return element("span", { class: "token image" }, `image ${token.image + 1} · ${token.count} tokens`);
+    }
     const active = token.is_query || token.supervised;
-    const classes = ["token", token.is_query && "query", token.supervised && "supervised", isSpecial(token.piece) && "special", markOf(token)];
+    const kinds = { query: token.is_query, supervised: token.supervised, special: isSpecial(token.piece) };
+    const classes = ["token", ...Object.keys(kinds).filter((kind) => kinds[kind]), markOf(token)];
     const node = element("span", {
       class: classes.filter(Boolean).join(" "),
       "data-position": token.position,
@@ -109,15 +113,23 @@ const isSpecial = (piece) => /^<[^<>\s]*>$/.test(piece) || /^#\d+$/.test(piece);
 /** The most probable tokens of a prediction as a table, the label marked, and the tail. */
 export function predictionTable(prediction, caption = null) {
   const known = prediction.top.some(({ id }) => id === prediction.label);
-  const rows = prediction.top.map(({ id, piece, probability: p }) => line(pieceShown(piece), p, id === prediction.label));
+  const row = ({ id, piece, probability: p }) => line(pieceShown(piece), p, id === prediction.label);
+  const rows = prediction.top.map(row);
   if (!known) rows.push(line("the label", prediction.label_probability, true));
   if (prediction.tail_mass !== 0) rows.push(line("not stored", prediction.tail_mass, false));
   const rank = prediction.label_rank === null ? "label is not stored" : `label has rank ${prediction.label_rank}`;
   const foot = element("tr", {}, element("td", { class: "left muted", colspan: 3 }, rank));
-  return element("table", {}, caption === null ? null : element("caption", {}, caption), element("tbody", {}, ...rows, foot));
+  const heading = caption === null ? null : element("caption", {}, caption);
+  return element("table", {}, heading, element("tbody", {}, ...rows, foot));
 }
 
 function line(name, p, isLabel) {
-  const bar = svg("svg", { viewBox: "0 0 80 8", "aria-hidden": "true" }, svg("rect", { width: 80 * (p ?? 0), height: 8, rx: 1 }));
-  return element("tr", { class: isLabel ? "is-label" : null }, element("td", { class: "left mono" }, element("bdi", {}, name)), element("td", { class: "p" }, bar), element("td", {}, probability(p)));
+  const length = svg("rect", { width: 80 * (p ?? 0), height: 8, rx: 1 });
+  const bar = svg("svg", { viewBox: "0 0 80 8", "aria-hidden": "true" }, length);
+  const cells = [
+    element("td", { class: "left mono" }, element("bdi", {}, name)),
+    element("td", { class: "p" }, bar),
+    element("td", {}, probability(p)),
+  ];
+  return element("tr", { class: isLabel ? "is-label" : null }, ...cells);
 }

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from alignkd.pipeline.browse.web.app import guarded_app
 from alignkd.pipeline.browse.web.opened import Browser
 from alignkd.pipeline.browse.web.server import listening, make_server
 
 TOKEN = "token-of-the-tests"
+# milliseconds; a limit against hanging, since a loaded machine may take long
+PATIENCE = 120_000.0
 WIDTH, HEIGHT = 1280, 900
 
 
@@ -56,10 +58,11 @@ def chromium_path() -> str:
 @pytest.fixture(scope="module")
 def chromium(chromium_path: str) -> Iterator[Chromium]:
     """One browser for the tests of a module."""
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         # root needs --no-sandbox, containers have a small /dev/shm
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=arguments, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -95,6 +98,7 @@ def open_page(chromium: Chromium) -> Iterator[OpenPage]:
     open_page(url, fails=True): errors are expected.
     """
     context = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+    context.set_default_timeout(PATIENCE)
     failures: list[str] = []
 
     def opened(url: str, *, fails: bool = False) -> Page:

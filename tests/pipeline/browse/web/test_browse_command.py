@@ -54,7 +54,10 @@ def test_it_prints_a_url_and_ends_with_130(store: Path, patience: float) -> None
         output, errors = process.communicate(timeout=patience)
         assert time.monotonic() - started < SECONDS_TO_END
     assert process.returncode == 130 and output == ""
-    assert [line.partition(";")[0] for line in errors.splitlines()] == ["alignkd: Ctrl-C ends the server", "alignkd: interrupted"]
+    assert [line.partition(";")[0] for line in errors.splitlines()] == [
+        "alignkd: Ctrl-C ends the server",
+        "alignkd: interrupted",
+    ]
 
 
 def test_two_browsers_of_one_store_have_ports_tokens_and_one_index(store: Path) -> None:

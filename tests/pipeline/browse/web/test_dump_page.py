@@ -35,7 +35,14 @@ def test_progress_workers_and_errors_as_they_come(
     page: Page = open_page(served.at("/dump"))
     cells = page.locator("#workers tbody td")
     expect(page.locator("#workers tbody tr")).to_have_count(1)
-    assert [cells.nth(at).inner_text() for at in (0, 1, 3, 4, 6, 7)] == ["0/1", "running", str(status.pid), "1", "25", "12.5"]
+    assert [cells.nth(at).inner_text() for at in (0, 1, 3, 4, 6, 7)] == [
+        "0/1",
+        "running",
+        str(status.pid),
+        "1",
+        "25",
+        "12.5",
+    ]
     totals = page.locator("#totals")
     expect(totals).to_contain_text("25 of 60")
     expect(totals).to_contain_text("1 of 3")

@@ -21,7 +21,9 @@ def ask(served: Any, path: str, **headers: str) -> tuple[int, dict[str, str], st
     """Status, headers and text of an answer; `host` replaces the Host header."""
     address = served.url.removeprefix("http://")
     connection = http.client.HTTPConnection(address)
-    connection.request("GET", path, headers={"Host": address} | {name.title(): value for name, value in headers.items()})
+    connection.request(
+        "GET", path, headers={"Host": address} | {name.title(): value for name, value in headers.items()}
+    )
     answer = connection.getresponse()
     text = answer.read().decode("utf-8", "replace")
     connection.close()
@@ -37,7 +39,7 @@ def test_without_the_token_nothing_is_answered(served: Any, path: str) -> None:
         status, headers, text = ask(served, path + more)
         assert status == 403 and "token" in text and "set-cookie" not in headers, more
     port = served.url.rpartition(":")[2]
-    for cookie in ("", "alignkd-browse-1=token-of-the-tests", f"alignkd-browse-{port}=other", "=;=;,\"\\"):
+    for cookie in ("", "alignkd-browse-1=token-of-the-tests", f"alignkd-browse-{port}=other", '=;=;,"\\'):
         assert ask(served, path, cookie=cookie)[0] == 403, cookie
 
 
@@ -58,7 +60,14 @@ def test_the_token_in_the_url_becomes_a_cookie(served: Any) -> None:
 
 def test_another_host_is_refused_even_with_the_token(served: Any) -> None:
     port = served.url.rpartition(":")[2]
-    for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "localhost:1", "", "127.0.0.1:x"):
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        f"127.0.0.1.evil.example:{port}",
+        "localhost:1",
+        "",
+        "127.0.0.1:x",
+    ):
         status, headers, text = ask(served, "/?token=token-of-the-tests", host=host)
         assert status == 421 and "Host" in text and "set-cookie" not in headers, host
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
@@ -81,7 +90,13 @@ def test_a_server_at_another_address_has_its_own_names(given: str, host: str, na
 
 
 def test_files_outside_of_the_static_folder_are_not_served(served: Any) -> None:
-    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/"):
+    for path in (
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/static//etc/passwd",
+        "/static/",
+    ):
         status, _, text = ask(served, f"{path}?token=token-of-the-tests")
         assert status == 404 and "import" not in text and "root" not in text, path
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from playwright.sync_api import Locator, Page, expect
 from alignkd.storage import Record, StoreReader, TruncatedLogits
 
 pytestmark = pytest.mark.browser
+SECONDS_FOR_MAPS = 60.0
 PIXELS = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
 
 
@@ -68,11 +70,10 @@ def same_colours(canvas: Locator, values: NDArray[Any]) -> None:
     """Wait until a map is drawn; a value on the edge between two of 256 colours may have either."""
     wanted = coloured(values).astype(int)
     expect(canvas).to_be_visible()
-    for _ in range(100):
-        if np.abs(drawn(canvas).astype(int) - wanted).max() <= 4:
-            return
+    limit = time.monotonic() + SECONDS_FOR_MAPS
+    while np.abs(drawn(canvas).astype(int) - wanted).max() > 4:
+        assert time.monotonic() < limit, drawn(canvas).tolist()
         canvas.page.wait_for_timeout(20)
-    assert np.abs(drawn(canvas).astype(int) - wanted).max() <= 4
 
 
 def outlined(page: Page) -> list[int]:

@@ -35,7 +35,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, serve: Any) -> Any:
     store = made_store(folder / f"{SCRIPT.replace('/', '')}&amp;", samples=40, texts=EVIL, shards=[0])
     other = made_store(folder / "other", samples=40, texts=EVIL, seed=1, shards=[0])
     place = FolderPlace(store / ".status", "worker")
-    place.write(WorkerStatus(worker=SCRIPT, host=IMAGE, state="failed", message=f"{IMAGE}{SCRIPT}", heartbeat=time.time()))
+    place.write(
+        WorkerStatus(worker=SCRIPT, host=IMAGE, state="failed", message=f"{IMAGE}{SCRIPT}", heartbeat=time.time())
+    )
     return serve(store, other)
 
 
@@ -63,7 +65,9 @@ def look(served: Any, open_page: Any) -> Any:
         assert attributes == [] and set(links) <= {"http:"}
         images = page.locator("img").evaluate_all("nodes => nodes.map(node => node.getAttribute('src'))")
         assert all(source.startswith("/api/image/") for source in images)
-        assert page.locator("script").count() + page.locator("iframe, object, embed, base, meta[http-equiv]").count() == 1
+        assert (
+            page.locator("script").count() + page.locator("iframe, object, embed, base, meta[http-equiv]").count() == 1
+        )
 
 
 def filled(text: str, index: int) -> str:
@@ -140,5 +144,3 @@ def test_errors_name_a_strangers_texts_as_text(look: Any, open_page: Any, served
     answer = page.request.get(served.url + f"/api/page?sort={SCRIPT}")
     assert answer.status == 422 and "script" in json.loads(answer.text())["error"]
     assert answer.headers["content-type"] == "application/json"
-
-

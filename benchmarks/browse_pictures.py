@@ -3,7 +3,7 @@
     alignkd demo
     python benchmarks/browse_pictures.py demo-out
 
-Needs Chromium and the extras `browse` and `dev`. Writes docs/pictures/browse-*.png. The index is written into the store.
+Needs Chromium and the extras `browse` and `dev`. Writes docs/pictures/browse-*.png, and the index into the store.
 """
 
 import signal

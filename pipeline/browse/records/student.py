@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alignkd.pipeline.browse.records.distance import Known, known
 from alignkd.pipeline.browse.records.page import LayerView
 from alignkd.pipeline.browse.records.predictions import Prediction, labels_of, prediction
 from alignkd.pipeline.shards.view.layer_attention import LayerAttention
@@ -88,6 +89,12 @@ class StudentViews:
             ),
             no_attention=_why_none(record) if found.attention_HQP is None else None,
         )
+
+    def known_tokens(self, record: Record, files: Sequence[bytes]) -> list[Known]:
+        """Every token with its probability at each supervised position; arguments and errors as `page`."""
+        logprobs_NV = self._pass(record, files, None).logprobs_NV
+        tokens = np.arange(logprobs_NV.shape[1])
+        return [known(tokens, np.exp(row.astype(np.float64))) for row in logprobs_NV]
 
     def layer(self, record: Record, files: Sequence[bytes], layer: int | None) -> LayerAttention:
         """The attention of a layer of the student.

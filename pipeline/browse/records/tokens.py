@@ -21,6 +21,7 @@ class Token:
 
     Attributes:
         number: number of its id among the input ids.
+        id: its id.
         count: positions that it takes; 1 for text.
         piece: its text, with a mark for a leading blank.
         position: its position, with the vision tokens counted; of several the first.
@@ -32,6 +33,7 @@ class Token:
     """
 
     number: int
+    id: int
     count: int
     piece: str
     position: int
@@ -62,6 +64,7 @@ def tokens_of(record: Record, pieces: Pieces, predictions: Sequence[Prediction])
         tokens.append(
             Token(
                 number=number,
+                id=token,
                 count=record.tokens_of_image[image] if image is not None and token == IMAGE_TOKEN_ID else 1,
                 piece=pieces(token),
                 position=position,

@@ -1,36 +1,31 @@
 """What the pages of a store's records show; each value equals the one that the store holds."""
 
-import io
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from alignkd.pipeline.browse.records.attention import Attention, attention_of
+from alignkd.pipeline.browse.records.distance import Known, known
+from alignkd.pipeline.browse.records.images import RecordImages
 from alignkd.pipeline.browse.records.page import ImageView, LayerView, RecordPage
 from alignkd.pipeline.browse.records.predictions import predictions_of
 from alignkd.pipeline.browse.records.student import StudentPage, StudentViews
 from alignkd.pipeline.browse.records.tokens import tokens_of
 from alignkd.pipeline.shards.view.advantage_view import advantage_figures
 from alignkd.pipeline.shards.view.computed import StemLayers
-from alignkd.pipeline.shards.view.extent import extent_of
-from alignkd.pipeline.shards.view.grids import Grid, token_grids
-from alignkd.pipeline.shards.view.image_files import image_file, image_files, image_folder
 from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_layer, layer_sources, stored_layer
 from alignkd.pipeline.shards.view.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
-from alignkd.pipeline.shards.view.teacher_view import why_no_probabilities
+from alignkd.pipeline.shards.view.teacher_view import entries_of, why_no_probabilities
 from alignkd.storage.read.lm_head import LmHead
-from alignkd.storage.read.logprobs import open_lm_head
+from alignkd.storage.read.logprobs import distribution_of, open_lm_head
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record, SampledLogits
-from alignkd.vlm.errors import InputError, SampleError
-from alignkd.vlm.inputs.image_file import decode_image, image_size
+from alignkd.vlm.errors import InputError
 
-# longer sides are scaled down: a page needs no more pixels
-MAX_SIDE = 2048
+# records that are kept in memory
+KEPT = 8
 
 
 class RecordViews:
@@ -61,7 +56,9 @@ class RecordViews:
         student: Path | str | None = None,
         student_vision_config: Path | None = None,
     ) -> None:
-        self.reader, self._images = reader, images
+        self.reader, self._images = reader, RecordImages(reader, images)
+        # the same record is read again for every token that is clicked
+        self._read = lru_cache(KEPT)(reader.__getitem__)
         self.pieces: Pieces = open_pieces(reader, tokenizer)
         self._stem = StemLayers(reader, checkpoint, vision_config)
         self._student = None
@@ -79,11 +76,11 @@ class RecordViews:
         Raises:
             IndexError: no such position. CorruptStoreError: the record is damaged.
         """
-        record = self.reader[position]
+        record = self._read(position)
         turns = tuple(dict(turn) for turn in record.conversations)
         sequence, advantage = sequence_figures(record), advantage_figures(record)
         predictions = predictions_of(record, self.pieces, self._lm_head)
-        images = self._image_views(record)
+        images = self._images.views(record)
         layers, why = self._layers(record, images)
         return RecordPage(
             position=position,
@@ -124,13 +121,13 @@ class RecordViews:
             InputError: no such layer, head or query, the record has no image, or something is missing to compute it.
             IndexError, StoreError: as `record_page`.
         """
-        record = self.reader[position]
-        found = self._layer(record, layer, student)
+        record = self._read(position)
+        found = self.layer(position, layer, student=student)
         count = self.reader.manifest.shapes.vision_top_tokens
-        return attention_of(record, found, self._grids(record), head=head, query=query, count=count)
+        return attention_of(record, found, self._images.grids(record), head=head, query=query, count=count)
 
     def image_png(self, position: int, number: int) -> bytes:
-        """An image of a record as the bytes of a PNG, its longer side at most `MAX_SIDE` pixels.
+        """An image of a record as the bytes of a PNG, scaled down if it is large.
 
         Args:
             number: number of the image in the record, from 0.
@@ -140,13 +137,7 @@ class RecordViews:
             SampleError: the file is not at hand, or is not the image that the teacher saw.
             CorruptStoreError: as `record_page`.
         """
-        record = self.reader[position]
-        range(record.num_images)[number]
-        image = decode_image(image_file(record, number, self._folder(record)))
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        content = io.BytesIO()
-        image.save(content, "PNG")
-        return content.getvalue()
+        return self._images.png(self._read(position), number)
 
     def view_png(
         self,
@@ -161,9 +152,9 @@ class RecordViews:
 
         Args and errors: as `attention`.
         """
-        record = self.reader[position]
-        found = self._layer(record, layer, student)
-        files = [content for content, _ in self._files(record)]
+        record = self._read(position)
+        found = self.layer(position, layer, student=student)
+        files = self._images.files_at_hand(record)
         token = None if query is None else str(query)
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
 
@@ -174,77 +165,44 @@ class RecordViews:
             InputError: there is no student, it cannot be used, or an image is not at hand.
             IndexError, StoreError: as `record_page`.
         """
-        record = self.reader[position]
-        return self._given_student().page(record, image_files(record, self._folder(record)))
+        record = self._read(position)
+        return self._given_student().page(record, self._images.files(record))
+
+    def known_tokens(self, position: int, *, student: bool = False) -> list[Known]:
+        """The known tokens of each supervised position with their probabilities; empty if the store has none.
+
+        Args:
+            student: the student's in place of the teacher's.
+
+        Raises:
+            InputError, IndexError, StoreError: as `student_page`.
+        """
+        record = self._read(position)
+        if student:
+            return self._given_student().known_tokens(record, self._images.files(record))
+        found = distribution_of(record.logits, self._lm_head)
+        return [] if found is None else [known(ids, probs) for ids, probs, _ in entries_of(found)]
+
+    def layer(self, position: int, layer: int | None = None, *, student: bool = False) -> LayerAttention:
+        """The attention of all heads and queries of a layer of a record; arguments and errors as `attention`."""
+        record = self._read(position)
+        if not record.has_image:
+            raise InputError(f"sample {record.id!r} (index {record.index}) has no image")
+        if student:
+            return self._given_student().layer(record, self._images.files(record), layer)
+        source = chosen_layer(self.reader.manifest, layer)
+        if source.stored is not None:
+            return stored_layer(record, source)
+        return self._stem.layer(record, self._images.folder(record), source.layer)
 
     def _given_student(self) -> StudentViews:
         if self._student is None:
             raise InputError("no student was given; name its checkpoint by --student")
         return self._student
 
-    def _layer(self, record: Record, layer: int | None, student: bool) -> LayerAttention:
-        if not record.has_image:
-            raise InputError(f"sample {record.id!r} (index {record.index}) has no image")
-        if student:
-            return self._given_student().layer(record, image_files(record, self._folder(record)), layer)
-        source = chosen_layer(self.reader.manifest, layer)
-        if source.stored is not None:
-            return stored_layer(record, source)
-        return self._stem.layer(record, self._folder(record), source.layer)
-
     @cached_property
     def _lm_head(self) -> LmHead | None:
         return open_lm_head(self.reader.files, self.reader.manifest)
-
-    def _folder(self, record: Record) -> Path | None:
-        return image_folder(self.reader.manifest, record, self._images)
-
-    def _files(self, record: Record) -> list[tuple[bytes | None, str | None]]:
-        """The content of each image file, or why it is not at hand."""
-        found: list[tuple[bytes | None, str | None]] = []
-        for number in range(record.num_images):
-            try:
-                content = image_file(record, number, self._folder(record))
-                image_size(content)
-                found.append((content, None))
-            except SampleError as error:
-                found.append((None, str(error)))
-        return found
-
-    def _sizes(self, record: Record) -> tuple[list[tuple[int, int] | None], list[str | None]]:
-        """Width and height of each image, and why it is not at hand."""
-        files = self._files(record)
-        sizes = [None if content is None else image_size(content) for content, _ in files]
-        return sizes, [why for _, why in files]
-
-    def _grids(self, record: Record) -> list[Grid]:
-        return self._grids_of(record, self._sizes(record)[0])
-
-    def _grids_of(self, record: Record, sizes: list[tuple[int, int] | None]) -> list[Grid]:
-        known = [size for size in sizes if size is not None]
-        return token_grids(record, self.reader.manifest, known if len(known) == len(sizes) else None)
-
-    def _image_views(self, record: Record) -> list[ImageView]:
-        sizes, missing = self._sizes(record)
-        views, first = [], 0
-        for number, (rows, columns) in enumerate(self._grids_of(record, sizes)):
-            size, is_row = sizes[number], rows == 1 and columns > 1
-            views.append(
-                ImageView(
-                    name=record.images[number],
-                    sha256=record.image_sha256[number],
-                    tokens=record.tokens_of_image[number],
-                    rows=rows,
-                    columns=columns,
-                    first=first,
-                    width=None if size is None else size[0],
-                    height=None if size is None else size[1],
-                    map_extent=None if size is None or is_row else extent_of(self.reader.manifest, *size),
-                    missing=missing[number],
-                )
-            )
-            first += record.tokens_of_image[number]
-        return views
 
     def _layers(self, record: Record, images: Sequence[ImageView]) -> tuple[list[LayerView], str | None]:
         """The layers that can be shown, and why there are none."""

@@ -3,6 +3,7 @@
 The computation needs torch, which this module imports late, by name (`alignkd.pipeline.forward`).
 """
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -50,7 +51,7 @@ def tower_place(manifest: Manifest, checkpoint: Path | str | None, vision_config
     named = manifest.read_from
     if named is None or named.checkpoint is None:
         raise InputError(f"{WHY}, and the store names none; give the teacher's or a student's by --checkpoint")
-    if not (Path(named.checkpoint) / "config.json").is_file():
+    if not os.path.isfile(Path(named.checkpoint) / "config.json"):  # noqa: PTH113 - False also without permission
         raise InputError(
             f"{WHY}; {named.checkpoint}, where the dump found the teacher, is not there; give the teacher's or a "
             "student's by --checkpoint"

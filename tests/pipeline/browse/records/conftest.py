@@ -16,13 +16,17 @@ Dump = Callable[..., StoreReader]
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: Path, alignkd_here: Any) -> Dump:
-    """`dump(name, **store)`: a store of the samples, float32, with these keys of the section `store`."""
+    """`dump(name, **store)`: a store of the samples, float32, with these keys of the section `store`.
+
+    Args:
+        who: the checkpoint that is the teacher, `teacher` or `student`.
+    """
     folder = tmp_path_factory.mktemp("browse")
     conversations = folder / "data.json"
     conversations.write_text(json.dumps([*json.loads((golden / "v1.json").read_text()), *ENTRIES]))
 
-    def made(name: str, **store: Any) -> StoreReader:
-        model = {"checkpoint": str(golden / "teacher"), "vision_config": str(golden / "clip"), "dtype": "float32"}
+    def made(name: str, who: str = "teacher", **store: Any) -> StoreReader:
+        model = {"checkpoint": str(golden / who), "vision_config": str(golden / "clip"), "dtype": "float32"}
         data = {"conversations": str(conversations), "images": str(golden_images), "template": "v1"}
         config = folder / f"{name}.yaml"
         config.write_text(

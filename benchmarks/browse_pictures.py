@@ -30,8 +30,10 @@ from alignkd.storage.read.listing import list_shards
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTH, HEIGHT = 1280, 800
 TOKEN = "pictures"
-# of the store of most rows of the demo
-STORE, SAMPLE = "tqv", 3
+# the store of most rows of the demo
+STORE = "tqv"
+# words of its questions
+WORDS = ("row", "column", "digit", "many")
 SECONDS_FOR_DUMP = 300
 
 
@@ -77,15 +79,24 @@ def picture_list(page: Page, url: str) -> None:
     save(page, "list")
 
 
-def picture_record(page: Page, url: str, position: int) -> None:
-    """A record: attention of a word of its question, and the prediction of a token of the answer."""
-    page.goto(f"{url}/record/{position}?token={TOKEN}")
+def picture_record(page: Page, url: str) -> str:
+    """The first record of the list: attention of a word of its question, and the prediction of its least likely token.
+
+    Returns:
+        Its key.
+    """
+    page.locator("#rows tbody a").first.click()
     page.locator("#heads button").first.wait_for()
-    page.locator(".token.query", has_text="column").or_(page.locator(".token.query", has_text="row")).or_(
-        page.locator(".token.query", has_text="digit")
-    ).first.click()
-    page.locator(".token.supervised").nth(1).hover()
+    position = int(page.url.split("/record/")[1].split("?")[0])
+    record = page.request.get(f"{url}/api/record/{position}").json()
+    words = [token for token in record["tokens"] if token["is_query"] and token["piece"].strip("\u2581") in WORDS]
+    page.locator(f".token[data-position='{words[0]['position']}']").click()
+    page.locator(".token[aria-pressed=true]").wait_for()
+    labels = [token for token in record["tokens"] if token["prediction"]]
+    least = min(labels, key=lambda token: token["prediction"]["label_probability"])
+    page.locator(f".token[data-position='{least['position']}']").hover()
     save(page, "record")
+    return str(record["key"])
 
 
 def picture_comparison(page: Page, url: str, key: str) -> None:
@@ -144,13 +155,8 @@ def main(demo: Path, student: Path | None) -> None:
         chrome = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = chrome.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         with served(store, images=demo / "data" / "train" / "images", student=student) as url:
-            from alignkd.storage.read.store import StoreReader
-
-            reader = StoreReader(store)
-            (position,) = reader.find(index=SAMPLE)
             picture_list(page, url)
-            picture_record(page, url, position)
-            picture_comparison(page, url, reader.keys[position])
+            picture_comparison(page, url, picture_record(page, url))
         with running_dump(demo, Path(folder)) as running, served(running) as url:
             picture_dump(page, url)
         chrome.close()

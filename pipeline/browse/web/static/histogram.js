@@ -48,11 +48,15 @@ export class Histogram {
     const { counts: all, matching } = this.found;
     const tallest = Math.max(1, ...all);
     const width = WIDTH / Math.max(1, all.length);
+    const { edges } = this.found;
+    const [low, high] = this.range;
+    const outside = (bin) => (low !== null && edges[bin + 1] <= low) || (high !== null && edges[bin] > high);
     const bar = (kind) => (value, number) => {
       if (!value) return null;
       const height = Math.max(LEAST, ((HEIGHT - 2) * value) / tallest);
       const place = { x: number * width + 0.15 * width, y: HEIGHT - height, width: 0.85 * width, height };
-      return svg("rect", { class: kind, "data-count": value, "data-bin": number, ...place });
+      const name = outside(number) ? `${kind} outside` : kind;
+      return svg("rect", { class: name, "data-count": value, "data-bin": number, ...place });
     };
     const bars = [...all.map(bar("all")), ...matching.map(bar("matching"))].filter(Boolean);
     this.plot.replaceChildren(...bars, ...this.#selection(this.range));

@@ -32,7 +32,8 @@ async function poll() {
 }
 
 function show(status) {
-  byId("title").replaceChildren(foreign(status.store), " ", badge(status.state));
+  const name = status.store.split("/").filter(Boolean).at(-1) ?? status.store;
+  byId("title").replaceChildren(foreign(name, { title: status.store }), " ", badge(status.state));
   byId("done").value = status.samples ? status.samples_done / status.samples : 1;
   const totals = [
     ["Done", percent(byId("done").value)],

@@ -22,9 +22,23 @@ let complete = true;
 let showsAll = false;
 let running = null;
 
+// what was typed and is not in the query yet
+let typed = {};
+let waiting = 0;
+
+/** As `change`, some time after the last key. */
+function type(changes) {
+  Object.assign(typed, changes);
+  clearTimeout(waiting);
+  waiting = setTimeout(() => change({}), 1000 * TYPING);
+}
+
 /** Change the query, go to its first page, and draw again. */
 function change(changes) {
-  for (const [name, value] of Object.entries({ offset: null, ...changes })) {
+  clearTimeout(waiting);
+  const all = { offset: null, ...typed, ...changes };
+  typed = {};
+  for (const [name, value] of Object.entries(all)) {
     if (value === null || value === "") query.delete(name);
     else query.set(name, value);
   }
@@ -62,7 +76,7 @@ async function refresh() {
 
 function showFields() {
   for (const [id, name] of [["search", "q"], ["id", "id"], ["source", "source"]]) {
-    if (document.activeElement !== byId(id)) byId(id).value = query.get(name) ?? "";
+    if (document.activeElement !== byId(id)) byId(id).value = typed[name] ?? query.get(name) ?? "";
   }
   const shown = query.get("show") ?? "all";
   for (const radio of document.querySelectorAll('#show input')) radio.checked = radio.value === shown;
@@ -213,13 +227,8 @@ function showReasons(reasons) {
 }
 
 function listen() {
-  let waiting = 0;
-  const soon = (action) => {
-    clearTimeout(waiting);
-    waiting = setTimeout(action, 1000 * TYPING);
-  };
-  byId("search").addEventListener("input", () => soon(() => change({ q: byId("search").value })));
-  byId("id").addEventListener("input", () => soon(() => change({ id: byId("id").value })));
+  byId("search").addEventListener("input", () => type({ q: byId("search").value }));
+  byId("id").addEventListener("input", () => type({ id: byId("id").value }));
   byId("source").addEventListener("change", () => change({ source: byId("source").value }));
   byId("show").addEventListener("change", ({ target: { value } }) => {
     change({ show: value === "all" ? null : value, reason: null });

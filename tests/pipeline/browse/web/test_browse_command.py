@@ -6,21 +6,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from browsed_store import made_store
 from click.testing import CliRunner
 
+from alignkd.pipeline.browse.web.server import listening
 from alignkd.pipeline.cli import main
-
-SECONDS_TO_END = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +46,8 @@ def test_it_prints_a_url_and_ends_with_130(store: Path, patience: float) -> None
             assert answer.status == 200 and b"<main" in answer.read()
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(url.partition("?")[0])
-        started = time.monotonic()
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=patience)
-        assert time.monotonic() - started < SECONDS_TO_END
     assert process.returncode == 130 and output == ""
     assert [line.partition(";")[0] for line in errors.splitlines()] == [
         "alignkd: Ctrl-C ends the server",
@@ -60,17 +55,10 @@ def test_it_prints_a_url_and_ends_with_130(store: Path, patience: float) -> None
     ]
 
 
-def test_two_browsers_of_one_store_have_ports_tokens_and_one_index(store: Path) -> None:
-    with browsing(store) as (_, first), browsing(store, store) as (_, second):
-        assert first.split("?")[0] != second.split("?")[0] and first.split("=")[1] != second.split("=")[1]
-        for url in (first, second):
-            with urllib.request.urlopen(url.replace("/?", "/api/page?")) as answer:
-                assert answer.status == 200
-
-
 def test_a_used_port_is_one_line(store: Path) -> None:
-    with browsing(store) as (_, url):
-        port = re.findall(r":(\d+)/", url)[0]
+    with listening("127.0.0.1", 0) as used:
+        used.listen()
+        port = str(used.getsockname()[1])
         found = CliRunner().invoke(main, ["shards", "browse", str(store), "--port", port])
     assert found.exit_code == 1 and len(found.stderr.splitlines()) == 1
     assert f"--port {port}" in found.stderr and "choose another" in found.stderr
@@ -105,7 +93,7 @@ print(sorted({"torch", "transformers", "deepspeed"} & {*sys.modules}))
 """
 
 
-def test_pages_of_a_store_load_no_torch(store: Path, alignkd: Any) -> None:
+def test_pages_of_a_store_load_no_torch(store: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "src")}
     done = subprocess.run([sys.executable, "-c", _LOADED, store], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "[]", done.stderr

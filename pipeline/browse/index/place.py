@@ -15,6 +15,8 @@ from alignkd.storage.remote.settings import settings_from_environment
 
 FILE = "index.sqlite"
 LOCK = "index.lock"
+# size and crc32c of a complete index
+SEAL = "index.crc32c"
 
 
 def index_folder(files: StoreFiles) -> Path:

@@ -170,11 +170,12 @@ class Builder:
             self._progress(self.state())
             return self._is_complete()
         try:
-            self._write()
-            return True
-        except DamagedIndexError:
-            self._remove_file()
-            return False
+            while True:
+                try:
+                    self._write()
+                    return True
+                except DamagedIndexError:
+                    self._remove_file()
         finally:
             lock.release()
 

@@ -139,5 +139,11 @@ def test_an_index_beside_the_store_or_in_the_cache(
     (store / ".browse").rmdir()
     (store / ".browse").write_text("no folder")  # a store that cannot be written to
     assert answers(store) == expected
+    (store / ".browse").unlink()
+    (store / ".browse").mkdir()
+    (store / ".browse" / "index.crc32c").symlink_to(tmp_path / "elsewhere")
+    assert answers(store) == expected
+    assert not (tmp_path / "elsewhere").exists()
+    assert [path.name for path in (store / ".browse").iterdir()] == ["index.crc32c"]
     (folder,) = (tmp_path / "cache" / "browse").iterdir()
     assert folder.name.startswith("store-") and (folder / "index.sqlite").exists()

@@ -13,7 +13,7 @@ import numpy as np
 
 from alignkd.pipeline.browse.index.filters import Filter
 from alignkd.storage.read.store import StoreReader
-from alignkd.storage.record.distributions import SampledLogits, TruncatedLogits
+from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
 from alignkd.storage.record.encoded import as_float32
 from alignkd.storage.record.record import Record
 from alignkd.storage.tools.stats import general_reason
@@ -96,7 +96,7 @@ def plain_figures(record: Record) -> Row:
 
 def _of_distribution(logits: Any, labels: Sequence[int]) -> Row:
     none: Row = dict.fromkeys(("entropy", "worst_label", "agreement", "tail_mass"))
-    if not labels or logits is None:
+    if not labels or logits is None or isinstance(logits, HiddenStates):
         return none
     if isinstance(logits, SampledLogits):
         return none | {"entropy": float(np.mean(logits.entropy, dtype=float))}

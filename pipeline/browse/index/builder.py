@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.browse.index.columns import figure_names
 from alignkd.pipeline.browse.index.database import DamagedIndexError, IndexFile, StoredShard
 from alignkd.pipeline.browse.index.figures import OF_DISTRIBUTION, figures_of
-from alignkd.pipeline.browse.index.place import FILE, LOCK
+from alignkd.pipeline.browse.index.place import FILE, LOCK, SEAL
 from alignkd.pipeline.browse.index.shard_rows import CHEAP, ShardRows, read_rows
 from alignkd.pipeline.browse.index.table import IdBlock, Table
 from alignkd.storage.errors import RemoteError, StoreError
+from alignkd.storage.files.checksum import file_crc32c
 from alignkd.storage.files.exclusive import Lock
 from alignkd.storage.layouts.rows import RecordCodec
 from alignkd.storage.read.root_hash import root_hash
@@ -83,7 +85,8 @@ class Builder:
         self, reader: StoreReader, table: Table, folder: Path, progress: Progress, *, fts: bool | None
     ) -> None:
         self.reader, self.table, self.path = reader, table, folder / FILE
-        self._lock_path, self._progress, self._fts = folder / LOCK, progress, fts
+        self._lock_path, self._seal_path = folder / LOCK, folder / SEAL
+        self._progress, self._fts = progress, fts
         self.owner = reader.manifest.manifest_hash()
         # by base: place of the shard among those of the reader; of the file with this id
         self.place_of: dict[int, int] = {}
@@ -167,11 +170,12 @@ class Builder:
             self._progress(self.state())
             return self._is_complete()
         try:
-            self._write()
-            return True
-        except DamagedIndexError:
-            self._remove_file()
-            return False
+            while True:
+                try:
+                    self._write()
+                    return True
+                except DamagedIndexError:
+                    self._remove_file()
         finally:
             lock.release()
 
@@ -184,12 +188,14 @@ class Builder:
             self._drop_old(file)
             self._load(file)
             self._progress(self.state())
+            self._check_sealed()
             self._first_pass(file)
             self._keep_root_hash(file)
             for names in self._figures:
                 self._second_pass(file, names)
             if self._is_damaged:
                 raise DamagedIndexError(f"{self.path}: a search found damage")
+            self._seal()
         finally:
             file.close()
 
@@ -206,8 +212,29 @@ class Builder:
         self._files_made += 1
         if self._files_made > MAX_FILES_MADE:
             raise StoreError(f"{self.path} was damaged {MAX_FILES_MADE} times; check the disk")
-        for path in (self.path.with_name(f"{FILE}-journal"), self.path):
+        for path in (self._seal_path, self.path.with_name(f"{FILE}-journal"), self.path):
             path.unlink(missing_ok=True)
+
+    def _check_sealed(self) -> None:
+        """Compare the checksum of a complete file, if it has one: words have none of their own, as parts do."""
+        try:
+            expected = self._seal_path.read_text()
+        except FileNotFoundError:
+            return
+        if expected != self._checksum():
+            raise DamagedIndexError(f"{self.path}: its checksum differs")
+
+    def _seal(self) -> None:
+        if not self._seal_path.exists():
+            write_whole(self._seal_path, self._checksum())
+
+    def _checksum(self) -> str:
+        return f"{self.path.stat().st_size} {file_crc32c(self.path):08x}"
+
+    def _changing(self, file: IndexFile) -> AbstractContextManager[None]:
+        """A transaction; a file that changes has no checksum."""
+        self._seal_path.unlink(missing_ok=True)
+        return file.writing()
 
     def _follow(self, file: IndexFile) -> None:
         """Forget the row numbers of another file; the values in memory stay until they are loaded or read again."""
@@ -226,7 +253,7 @@ class Builder:
             return
         if file.num_ever() > 2 * sum(shard.records for shard in held) + MAX_DROPPED:
             raise DamagedIndexError(f"{self.path}: holds mostly dropped shards")
-        with file.writing():
+        with self._changing(file):
             for base in dropped:
                 file.drop(base)
 
@@ -306,7 +333,7 @@ class Builder:
         if not waiting:
             return
         added = []
-        with file.writing():
+        with self._changing(file):
             for place, rows in waiting:
                 identity = self.reader.commit_identities[place]
                 ids = IdBlock.of(rows.ids)
@@ -354,7 +381,7 @@ class Builder:
     def _add_figures(self, file: IndexFile, waiting: list[tuple[int, int, dict[str, NDArray[np.float64]]]]) -> None:
         if not waiting:
             return
-        with file.writing():
+        with self._changing(file):
             for base, _, found in waiting:
                 file.add_parts(base, {name: values.astype(_FIGURE_TYPE).tobytes() for name, values in found.items()})
         for base, place, found in waiting:
@@ -365,7 +392,7 @@ class Builder:
     def _keep_root_hash(self, file: IndexFile) -> None:
         self._find_root_hash()
         if self._root_hash is not None and file.meta("root_hash") != self._root_hash:
-            with file.writing():
+            with self._changing(file):
                 file.set_meta("root_hash", self._root_hash)
 
     def _find_root_hash(self) -> None:

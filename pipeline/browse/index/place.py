@@ -1,7 +1,9 @@
 """Where the index of a store lies: in the store's folder, else in the cache of this user."""
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ from alignkd.storage.remote.settings import settings_from_environment
 
 FILE = "index.sqlite"
 LOCK = "index.lock"
+# size and crc32c of a complete index
+SEAL = "index.crc32c"
 
 
 def index_folder(files: StoreFiles) -> Path:
@@ -48,8 +52,13 @@ def _candidates(files: StoreFiles) -> Iterator[Path]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError where a file cannot be made, locked and removed."""
+    """Raises OSError where a file cannot be made, locked and removed, and where a stranger has put a link or a pipe."""
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a link")
+    for path in folder.iterdir():
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is not a file")
     probe = folder / f".probe-{os.getpid()}"
     try:
         with probe.open("xb"):

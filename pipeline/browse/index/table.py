@@ -83,7 +83,7 @@ class Table:
         self.keys = np.zeros((self.num_records, 32), np.uint8)
         # by the place of a shard among those of the reader, last the unusable samples
         self._ids: list[IdBlock | None] = [None] * len(shards)
-        self._ids.append(IdBlock.of([sample.id.encode("utf-8", "surrogatepass") for sample in self.unusable]))
+        self._ids.append(IdBlock.of([_utf8(sample.id) for sample in self.unusable]))
         self.is_indexed: Mask = np.arange(self.num_rows) >= self.num_records
         # places of the shards whose figures were read
         self._figured: dict[str, set[int]] = {name: set() for name in figure_names(reader.manifest)}
@@ -133,11 +133,6 @@ class Table:
         """
         return self.cached(f"column {name}", lambda: self._column(name))
 
-    def text_column(self, name: str) -> list[str | None]:
-        """A column of texts, one for each row."""
-        make = {"id": self._all_ids, "key": self._all_keys, "source": self._all_sources, "reason": self._all_reasons}
-        return self.cached(f"column {name}", make[name])
-
     def id_of(self, row: int) -> str:
         """The id of one row."""
         place, number = self._id_place(row)
@@ -146,7 +141,7 @@ class Table:
 
     def rows_with_id(self, part: str) -> Mask:
         """Rows whose id contains a text, without regard to the case of ASCII letters."""
-        wanted = part.encode("utf-8", "surrogatepass")
+        wanted = _utf8(part)
 
         def find() -> Mask:
             found = np.zeros(self.num_rows, np.bool_)
@@ -178,7 +173,9 @@ class Table:
         """All rows sorted by a column, those without a value last; equal values in the order of the rows."""
 
         def sort() -> Rows:
-            values = self._ranks(name) if is_text else self.column(name)
+            if is_text:
+                return _sorted_texts(self._texts(name), descending=descending)
+            values = self.column(name)
             return np.argsort(-values if descending else values, kind="stable")  # NaN is sorted last
 
         return self.cached(f"order {name} {descending}", sort)
@@ -200,10 +197,18 @@ class Table:
             found: T = self._cache[name]
             return found
 
-    def _ranks(self, name: str) -> Numbers:
-        texts = self.text_column(name)
-        place = {text: number for number, text in enumerate(sorted({text for text in texts if text is not None}))}
-        return np.array([np.nan if text is None else place[text] for text in texts], np.float64)
+    def _texts(self, name: str) -> Sequence[bytes | None]:
+        """A column of texts in UTF-8, whose bytes have the order of the letters."""
+        if name == "id":
+            return self._all_ids()
+        if name == "key":
+            data = self.keys.tobytes()
+            keys = [data[start : start + 32] for start in range(0, len(data), 32)]
+            return [*_where(self.is_indexed[: self.num_records], keys), *[None] * len(self.unusable)]
+        if name == "source":
+            names = [_utf8(source) for source in self.sources]
+            return _where(self.is_indexed, [names[number] for number in self.source_numbers.tolist()])
+        return [*[None] * self.num_records, *(_utf8(sample.reason) for sample in self.unusable)]
 
     def _column(self, name: str) -> Numbers:
         unusable = np.arange(self.num_rows) >= self.num_records
@@ -232,26 +237,14 @@ class Table:
         found[np.flatnonzero(known)] = counts[inverse]
         return found
 
-    def _all_ids(self) -> list[str | None]:
-        texts: list[str | None] = []
+    def _all_ids(self) -> list[bytes | None]:
+        ids: list[bytes | None] = []
         for place, block in enumerate(self._ids):
             if block is None:
-                texts += [None] * (self.starts[place + 1] - self.starts[place])
+                ids += [None] * (self.starts[place + 1] - self.starts[place])
             else:
-                texts += [block.text(number) for number in range(len(block))]
-        return texts
-
-    def _all_keys(self) -> list[str | None]:
-        known = self.is_indexed[: self.num_records].tolist()
-        keys = [row.tobytes().hex() if is_known else None for row, is_known in zip(self.keys, known, strict=True)]
-        return [*keys, *[None] * len(self.unusable)]
-
-    def _all_sources(self) -> list[str | None]:
-        numbers, known = self.source_numbers.tolist(), self.is_indexed.tolist()
-        return [self.sources[number] if is_known else None for number, is_known in zip(numbers, known, strict=True)]
-
-    def _all_reasons(self) -> list[str | None]:
-        return [*[None] * self.num_records, *(sample.reason for sample in self.unusable)]
+                ids += block.data.split(_BETWEEN)[:-1]
+        return ids
 
     def _id_place(self, row: int) -> tuple[int, int]:
         if row >= self.num_records:
@@ -261,3 +254,18 @@ class Table:
 
     def _empty(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.full(self.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
+
+
+def _sorted_texts(texts: Sequence[bytes | None], *, descending: bool) -> Rows:
+    known = [row for row, text in enumerate(texts) if text is not None]
+    known.sort(key=texts.__getitem__, reverse=descending)  # type: ignore[arg-type]  # without None
+    return np.array(known + [row for row, text in enumerate(texts) if text is None], np.int64)
+
+
+def _where(known: Mask, texts: Sequence[bytes]) -> list[bytes | None]:
+    """The texts, None where a row is not known."""
+    return [text if is_known else None for text, is_known in zip(texts, known.tolist(), strict=True)]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -128,7 +128,7 @@ def _comparison(
     for page, side in zip(pages, ("first", "second"), strict=True):
         if page.no_predictions is not None:
             notes.append(f"{side}: {page.no_predictions}")
-        if page.no_attention is not None:
+        if page.no_attention is not None and page.images:
             notes.append(f"{side}: {page.no_attention}")
     shared = _shared_layers(pages)
     distances = _distances(pages, known)

@@ -28,21 +28,22 @@ def test_probabilities_are_those_of_the_store(name: str, request: pytest.Fixture
         predictions = [token.prediction for token in page.tokens if token.supervised]
         assert page.no_predictions is None and len(predictions) == len(labels) > 0
         dense = np.exp(logprobs.dense().astype(np.float64))
-        for place, found in enumerate(predictions):
-            assert found is not None and found.position == record.supervised_positions[place]
-            assert found.label == labels[place]
-            for entry in found.top:
-                assert entry.probability == pytest.approx(dense[place, entry.id], rel=1e-4)
-            assert [entry.probability for entry in found.top] == sorted(
-                (entry.probability for entry in found.top), reverse=True
-            )
-            if name == "exact":
-                own = dense[place, labels[place]]
-                assert found.label_rank == 1 + int((dense[place] > own).sum()) and found.tail_mass == 0
-                assert found.label_probability == pytest.approx(own, rel=1e-4)
-            else:
-                tail = np.exp(logprobs.tail_logmass[place])  # type: ignore[union-attr,index]  # nucleus
-                assert found.tail_mass == pytest.approx(tail)
+        places = np.arange(len(labels))
+        given = [found for found in predictions if found is not None]
+        assert [found.position for found in given] == record.supervised_positions.tolist()
+        assert [found.label for found in given] == labels.tolist()
+        for place, found in enumerate(given):
+            probs = np.array([entry.probability for entry in found.top])
+            np.testing.assert_allclose(probs, dense[place, [entry.id for entry in found.top]], rtol=1e-4)
+            assert (np.diff(probs) <= 0).all()
+        tails = np.array([found.tail_mass for found in given], float)
+        if name == "compact":
+            np.testing.assert_allclose(tails, np.exp(logprobs.tail_logmass), rtol=1e-5)  # type: ignore[union-attr,arg-type]
+        else:
+            own = dense[places, labels]
+            assert not tails.any()
+            assert [found.label_rank for found in given] == (1 + (dense > own[:, None]).sum(1)).tolist()
+            np.testing.assert_allclose([found.label_probability or 0 for found in given], own, rtol=1e-4)
         json.loads(json.dumps(page.as_json(), allow_nan=False))
 
 

@@ -28,7 +28,10 @@ EXTRA = ("jinja2", "starlette", "uvicorn")
 @tower_options
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="Port of the page.")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at; others can reach only this."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; the default is reached from this machine only.",
 )
 @click.option("--open/--no-open", "opens", default=None, help="Open a web browser; by default on a desktop only.")
 @clean_errors

@@ -64,9 +64,14 @@ class OpenedStore:
         return len(self.reader.commits) >= self.reader.manifest.num_shards
 
     def look_for_more(self) -> None:
-        """Open the store again if shards were committed since; at most every `SECONDS_BETWEEN_LOOKS`."""
+        """Open the store again if shards were committed since; at most every `SECONDS_BETWEEN_LOOKS`.
+
+        A complete store may grow later. A remote one is not listed again and again for this.
+        """
         with self._lock:
-            if self.is_complete or time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+            if self.is_complete and not isinstance(self.location, Path):
+                return
+            if time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
                 return
             self._looked = time.monotonic()
             if len(committed_shards(self.reader.files)) == len(self.reader.commits):

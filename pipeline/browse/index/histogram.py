@@ -77,7 +77,8 @@ def bin_edges(
     if whole_numbers:
         width = max(1.0, np.ceil((largest - smallest + 1) / bins))
         count = int(np.ceil((largest - smallest + 1) / width))
-        return smallest + width * np.arange(count + 1)
+        whole: NDArray[np.float64] = smallest + width * np.arange(count + 1)
+        return whole
     if smallest == largest:
         return np.array([smallest, np.nextafter(largest, np.inf)])
     if logarithmic and smallest > 0:

@@ -129,7 +129,7 @@ class StoreIndex:
 
     def is_current(self) -> bool:
         """Whether the store has no other shards than the reader; else open both again."""
-        return committed_shards(self.reader.files) == self.reader.commits.shards.tolist()
+        return committed_shards(self.reader.files) == list(map(int, self.reader.commits.shards))
 
     def columns(self) -> tuple[Column, ...]:
         """Every column, with the range of its values so far."""

@@ -147,3 +147,15 @@ def test_an_index_beside_the_store_or_in_the_cache(
     assert [path.name for path in (store / ".browse").iterdir()] == ["index.crc32c"]
     (folder,) = (tmp_path / "cache" / "browse").iterdir()
     assert folder.name.startswith("store-") and (folder / "index.sqlite").exists()
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_a_store_in_a_bucket(backend: str, tmp_path: Path, make_manifest: Any, write_store: Any, bucket: Any) -> None:
+    """The index lies in the cache; the same answers."""
+    manifest, url = make_manifest(backend=backend), bucket.url
+    expected = answers(write_store(tmp_path / "store", manifest, quarantine=(4, 7)))
+    write_store(url, manifest, quarantine=(4, 7))
+    assert answers(url) == answers(url) == expected
+    (folder,) = (tmp_path / "cache" / "browse").iterdir()
+    assert folder.name.startswith("store-")
+    assert not any(".browse" in name for name in bucket.objects())

@@ -14,7 +14,7 @@ from alignkd.storage import StoreReader
 Dump = Callable[..., StoreReader]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dump(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: Path, alignkd_here: Any) -> Dump:
     """`dump(name, **store)`: a store of the samples, float32, with these keys of the section `store`.
 
@@ -39,7 +39,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory, golden: Path, golden_images: 
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exact(dump: Dump) -> StoreReader:
     """Attention of layers 0 and 1, hidden states, nothing rounded; images by their paths."""
     return dump(
@@ -47,7 +47,21 @@ def exact(dump: Dump) -> StoreReader:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compact(dump: Dump) -> StoreReader:
     """Nucleus, 8 bits, images inside."""
     return dump("compact", profile="compact", inputs="embed")
+
+
+@pytest.fixture(scope="session")
+def stem(dump: Dump) -> StoreReader:
+    """As `exact`, but the attention follows from the stem."""
+    logits = {"kind": "hidden", "dtype": "float32"}
+    return dump("stem", profile="stem", attention={"layers": [0, 1]}, logits=logits)
+
+
+@pytest.fixture(scope="session")
+def other(dump: Dump) -> StoreReader:
+    """As `exact`, of another teacher: the golden student."""
+    logits = {"kind": "hidden", "dtype": "float32"}
+    return dump("other", who="student", attention={"layers": [0, 1], "codec": "float32"}, logits=logits)

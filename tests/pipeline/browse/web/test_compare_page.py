@@ -155,3 +155,18 @@ def test_a_student_beside_the_teacher(
         best = predictions[0].top[0]
         first_row = page.locator(".tip table").nth(side).locator("tr").first.inner_text().split("\t")
         assert float(first_row[-1]) == pytest.approx(best.probability, rel=0.06, abs=6e-4)
+
+
+def test_the_header_leads_to_the_list_of_each_store(served: Any, open_page: Any, readers: list[StoreReader]) -> None:
+    page: Page = open_page(served.at("/"))
+    perplexities = []
+    for name, reader in zip(("teacher-0", "teacher-1"), readers, strict=True):
+        page.locator("header .store", has_text=name).click()
+        expect(page.locator("#matching")).to_have_text("40 samples")
+        (position,) = reader.find(index=0)
+        labels = reader[position].labels[1:]
+        wanted = float(np.exp(-reader.logprobs(position).of(labels[labels != -100]).mean()))
+        shown = float(page.locator("#rows tbody tr").first.locator("td").nth(6).inner_text())
+        assert shown == pytest.approx(wanted, rel=6e-3)
+        perplexities.append(wanted)
+    assert perplexities[0] != pytest.approx(perplexities[1], rel=1e-2)

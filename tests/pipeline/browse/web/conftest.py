@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from made_records import make_manifest, make_record, write_store
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page, expect, sync_playwright
 
 from alignkd.pipeline.browse.web.app import guarded_app
 from alignkd.pipeline.browse.web.opened import Browser
 from alignkd.pipeline.browse.web.server import listening, make_server
+
+__all__ = ["make_manifest", "make_record", "write_store"]
 
 TOKEN = "token-of-the-tests"
 # milliseconds; a limit against hanging, since a loaded machine may take long

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from alignkd.storage import Record, StoreReader, TruncatedLogits
+from alignkd.storage import Record, Shapes, StoreReader, TruncatedLogits
 
 pytestmark = pytest.mark.browser
 SECONDS_FOR_MAPS = 60.0
@@ -244,6 +244,33 @@ def test_an_image_that_is_not_at_hand_is_one_line(tmp_path: Path, serve: Any, op
     # the map is shown alone
     same_colours(page.locator("#images canvas"), maps(reader[place(reader, 8)]).mean((0, 1)))
     assert page.locator("#images img").count() == 0
+
+
+def test_several_images_each_have_a_map_of_their_own(
+    tmp_path: Path, make_manifest: Any, write_store: Any, serve: Any, open_page: Any
+) -> None:
+    """Up to three images of different numbers of tokens, an id for each of them, on one scale of colours."""
+    shapes = Shapes(num_heads=2, hidden_size=6, vision_tokens=None, vocab_size=40, vision_top_tokens=3)
+    reader = StoreReader(write_store(tmp_path / "store", make_manifest(shapes=shapes)))
+    position = int(np.argmax(reader.num_images))
+    record = reader[position]
+    assert record.num_images > 1 and len(set(record.tokens_of_image)) > 1
+    page: Page = open_page(serve(reader.path).at(f"/record/{position}"))
+    expect(page.locator("#images canvas")).to_have_count(record.num_images)
+    expect(page.locator("#heads button")).to_have_count(2)
+    values = np.asarray(record.attention, np.float32)[0].mean((0, 1))
+    parts = np.split(values, np.cumsum(record.tokens_of_image)[:-1])
+    for canvas, part in zip(page.locator("#images canvas").all(), parts, strict=True):
+        found = np.array(canvas.evaluate(PIXELS), int).reshape(-1, 4)[:, :3]
+        wanted = colormaps["inferno"](part / values.max(), bytes=True)[:, :3].astype(int)
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 4
+    top = [
+        figure.locator(".top").evaluate_all("marks => marks.map(mark => Number(mark.dataset.token))")
+        for figure in page.locator("#images figure").all()
+    ]
+    starts = np.cumsum([0, *record.tokens_of_image])[:-1].tolist()
+    counted = sorted(start + token for start, tokens in zip(starts, top, strict=True) for token in tokens)
+    assert counted == sorted(np.argsort(-values, kind="stable")[:3].tolist())
 
 
 def test_a_position_that_does_not_exist_is_one_line(served: Any, open_page: Any) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +128,7 @@ class DumpWatch:
         self._manifest = ""
         self._infos: dict[int, ShardInfo] = {}
         self._arrived: list[UnusableSample] = []
+        self._reasons: Counter[str] = Counter()
 
     def state(self) -> DumpState:
         """The present state.
@@ -139,16 +140,15 @@ class DumpWatch:
         workers = read_workers(self.location)
         shards = self._shards()
         status = status_of(self.location, workers, shards)
-        return _state(status, self._arrived, "".join("01"[shard.committed] for shard in shards))
+        return _state(status, self._arrived, self._reasons, "".join("01"[shard.committed] for shard in shards))
 
     def _shards(self) -> list[ShardInfo]:
         """Every shard of the plan; only commit records that are new are read."""
         manifest, committed = manifest_and_shards(self._files)
         if manifest.manifest_hash() != self._manifest:  # another store at the same place
-            self._manifest, self._infos, self._arrived = manifest.manifest_hash(), {}, []
-        for shard in self._infos.keys() - set(committed):
-            del self._infos[shard]
-            self._arrived = [sample for sample in self._arrived if sample.shard != shard]
+            self._manifest = manifest.manifest_hash()
+            self._forget(set(self._infos))
+        self._forget(self._infos.keys() - set(committed))
         new = [shard for shard in committed if shard < manifest.num_shards and shard not in self._infos]
         for head, _ in load_heads(self._files, new, manifest.shard_hash, whole=False):
             self._infos[head.shard] = shard_info(head, manifest.planned_size(head.shard))
@@ -157,10 +157,17 @@ class DumpWatch:
                 UnusableSample(number=number, shard=head.shard, index=one.index, id=one.id, reason=one.reason)
                 for number, one in enumerate(head.quarantined, first)
             ]
+            self._reasons.update(general_reason(one.reason) for one in head.quarantined)
         return [
             self._infos.get(shard) or ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
             for shard in range(manifest.num_shards)
         ]
+
+    def _forget(self, shards: Set[int]) -> None:
+        if shards:
+            self._infos = {shard: info for shard, info in self._infos.items() if shard not in shards}
+            self._arrived = [sample for sample in self._arrived if sample.shard not in shards]
+            self._reasons = Counter(general_reason(sample.reason) for sample in self._arrived)
 
 
 def dump_state(store: Path | str) -> DumpState:
@@ -172,8 +179,7 @@ def dump_state(store: Path | str) -> DumpState:
     return DumpWatch(store).state()
 
 
-def _state(status: DumpStatus, arrived: Sequence[UnusableSample], done: str) -> DumpState:
-    reasons = Counter(general_reason(sample.reason) for sample in arrived)
+def _state(status: DumpStatus, arrived: Sequence[UnusableSample], reasons: Counter[str], done: str) -> DumpState:
     return DumpState(
         store=status.store,
         state=status.state,

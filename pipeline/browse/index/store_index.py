@@ -25,13 +25,14 @@ from alignkd.pipeline.browse.index.filters import Filter
 from alignkd.pipeline.browse.index.histogram import Histogram, histogram_of
 from alignkd.pipeline.browse.index.place import index_folder
 from alignkd.pipeline.browse.index.table import Mask, Rows, Table
-from alignkd.pipeline.browse.index.words import phrases_of
+from alignkd.pipeline.browse.index.words import Phrase, phrases_of
 from alignkd.storage.errors import StoreError
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.commit_record import committed_shards
 
 EVERYTHING = Filter()
 MAX_ROWS = 1000
+KEPT_SEARCHES = 15
 Row = dict[str, str | int | float | None]
 
 
@@ -106,6 +107,8 @@ class StoreIndex:
         self._fts = fts
         self._file: IndexFile | None = None
         self._file_lock = threading.Lock()
+        # query -> version of the table, and row numbers
+        self._searches: dict[str, tuple[int, Rows]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +160,7 @@ class StoreIndex:
         Raises:
             StoreError: an unknown column in `filter` or `sort`.
         """
+        self._search(filter)
         with self.table.lock:
             rows = self._sorted(filter, sort, descending)
             shown = rows[max(0, offset) : max(0, offset) + min(max(0, limit), MAX_ROWS)]
@@ -184,6 +188,7 @@ class StoreIndex:
         Raises:
             StoreError: an unknown column.
         """
+        self._search(filter)
         with self.table.lock:
             return np.flatnonzero(self._kept(filter)[: self.table.num_records])
 
@@ -197,6 +202,7 @@ class StoreIndex:
         Raises:
             StoreError: an unknown column.
         """
+        self._search(filter)
         with self.table.lock:
             order, kept = self._order(sort, descending), self._kept(filter).copy()
             kept[self.table.num_records :] = False
@@ -216,6 +222,7 @@ class StoreIndex:
             StoreError: an unknown column, one of texts, or one that the store does not give.
         """
         found = self._numeric(column)
+        self._search(filter)
         with self.table.lock:
             kept = self._kept(filter.without(column))
             indexed = self.table.is_indexed
@@ -234,6 +241,7 @@ class StoreIndex:
         Raises:
             StoreError: an unknown column in the filter.
         """
+        self._search(filter)
         with self.table.lock:
             kept, numbers = self._kept(filter.without("source")), self.table.source_numbers
             number = len(self.table.sources)
@@ -250,6 +258,7 @@ class StoreIndex:
         Raises:
             StoreError: an unknown column in the filter.
         """
+        self._search(filter)
         with self.table.lock:
             kept = self._kept(filter.without("reason"))[self.table.num_records :].tolist()
         groups = self.table.reason_groups
@@ -310,13 +319,10 @@ class StoreIndex:
 
     def _found(self, text: str) -> Mask:
         """Rows whose conversation has the words of a query."""
-        phrases = phrases_of(text)
-        if phrases is None:
-            return np.zeros(self.table.num_rows, np.bool_)
 
         def find() -> Mask:
             found = np.zeros(self.table.num_rows, np.bool_)
-            numbers = self._searched(phrases)
+            numbers = self._numbers(text)
             bases = np.array(sorted(self.builder.place_of), np.int64)
             if not len(bases) or not len(numbers):
                 return found
@@ -332,7 +338,23 @@ class StoreIndex:
 
         return self.table.cached(f"text {text}", find)
 
-    def _searched(self, phrases: Any) -> Rows:
+    def _search(self, filter: Filter) -> None:
+        """Search before the table is locked: a search may wait until another thread has written to the file."""
+        if filter.text.strip():
+            self._numbers(filter.text)
+
+    def _numbers(self, text: str) -> Rows:
+        """Row numbers of the file for a query; the last results are kept until something was added."""
+        version, kept = self.table.version, self._searches.get(text)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        phrases = phrases_of(text)
+        numbers = np.zeros(0, np.int64) if phrases is None else self._searched(phrases)
+        last = list(self._searches.items())[-KEPT_SEARCHES:]
+        self._searches = {**dict(last), text: (version, numbers)}
+        return numbers
+
+    def _searched(self, phrases: list[Phrase]) -> Rows:
         """Row numbers of the file; none while the file is made anew."""
         with self._file_lock:
             try:

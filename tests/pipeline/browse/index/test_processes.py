@@ -1,6 +1,7 @@
 """Two processes with one index: one writes it, the other follows; a killed one is continued."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,33 @@ def test_an_index_that_is_closed_early_is_continued(store: Path, monkeypatch: py
             while len(states) < stop_after and not index.wait(0.001):
                 pass
     assert answers(store) == expected
+
+
+def test_questions_while_the_index_is_made(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer is one of a consistent state, in any thread."""
+    monkeypatch.setattr(builder, "SECONDS_PER_TRANSACTION", 0)
+    expected, texts = answers(store), Filter(text="aaaa*", unusable=False)
+    (store / ".browse" / "index.sqlite").unlink()
+    indexed: list[int] = []
+
+    def ask() -> None:
+        while True:
+            is_last = index.wait(0)
+            page = index.page(sort="perplexity", descending=True, limit=100)
+            assert page.matching == len(page.rows) == page.indexed
+            indexed.append(page.indexed)
+            assert set(index.positions(texts).tolist()) <= set(expected[1])
+            shown = index.histogram(texts, "tokens", 5)
+            assert sum(shown.matching) <= sum(shown.counts)
+            if is_last:
+                return
+
+    with open_index(StoreReader(store)) as index:
+        with ThreadPoolExecutor(3) as pool:
+            for asked in [pool.submit(ask) for _ in range(3)]:
+                asked.result(60)
+        assert index.page() == expected[0] and index.positions(Filter(text="aaaa*")).tolist() == expected[1]
+    assert max(indexed) == 20
 
 
 def test_a_dump_goes_on_while_the_index_is_made_and_the_store_is_as_without_it(

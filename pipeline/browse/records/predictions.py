@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.pieces import Pieces
-from alignkd.pipeline.shards.view.teacher_view import entries_of
+from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution
 from alignkd.storage.read.lm_head import LmHead
-from alignkd.storage.read.logprobs import distribution_of
 from alignkd.storage.record.record import IGNORE_LABEL, Record
+from alignkd.storage.schema.manifest import Manifest
 
 TOP_TOKENS = 10
 
@@ -51,9 +51,9 @@ def labels_of(record: Record) -> NDArray[np.int32]:
     return labels
 
 
-def predictions_of(record: Record, pieces: Pieces, lm_head: LmHead | None) -> list[Prediction]:
+def predictions_of(record: Record, manifest: Manifest, pieces: Pieces, lm_head: LmHead | None) -> list[Prediction]:
     """The teacher's prediction at each supervised position; empty if the store has none."""
-    if (found := distribution_of(record.logits, lm_head)) is None:
+    if (found := shown_distribution(record, manifest, lm_head)) is None:
         return []
     places = zip(record.supervised_positions.tolist(), labels_of(record).tolist(), entries_of(found), strict=True)
     return [prediction(position, label, *entries, pieces) for position, label, entries in places]

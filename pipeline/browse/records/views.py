@@ -17,9 +17,9 @@ from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_
 from alignkd.pipeline.shards.view.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
-from alignkd.pipeline.shards.view.teacher_view import entries_of, why_no_probabilities
+from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution, why_no_probabilities
 from alignkd.storage.read.lm_head import LmHead
-from alignkd.storage.read.logprobs import distribution_of, open_lm_head
+from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record, SampledLogits
 from alignkd.vlm.errors import InputError
@@ -79,7 +79,7 @@ class RecordViews:
         record = self._read(position)
         turns = tuple(dict(turn) for turn in record.conversations)
         sequence, advantage = sequence_figures(record), advantage_figures(record)
-        predictions = predictions_of(record, self.pieces, self._lm_head)
+        predictions = predictions_of(record, self.reader.manifest, self.pieces, self._lm_head)
         images = self._images.views(record)
         layers, why = self._layers(record, images)
         return RecordPage(
@@ -180,7 +180,7 @@ class RecordViews:
         record = self._read(position)
         if student:
             return self._given_student().known_tokens(record, self._images.files(record))
-        found = distribution_of(record.logits, self._lm_head)
+        found = shown_distribution(record, self.reader.manifest, self._lm_head)
         return [] if found is None else [known(ids, probs) for ids, probs, _ in entries_of(found)]
 
     def layer(self, position: int, layer: int | None = None, *, student: bool = False) -> LayerAttention:

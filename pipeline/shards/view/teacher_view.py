@@ -11,11 +11,21 @@ from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import Distribution, distribution_of, log_normalisers
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
 from alignkd.storage.record.record import IGNORE_LABEL, Record
+from alignkd.storage.schema.manifest import Manifest
 
 TOP_TOKENS = 5
 
 
-def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
+def shown_distribution(record: Record, manifest: Manifest, lm_head: LmHead | None) -> Distribution | None:
+    """The teacher's distribution of a record, as training compares it: without columns that are padding.
+
+    None without logits, and for hidden states without an lm_head.
+    """
+    found = distribution_of(record.logits, lm_head)
+    return found[:, : manifest.shapes.num_tokens] if isinstance(found, np.ndarray) else found
+
+
+def supervised_rows(record: Record, manifest: Manifest, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
     """For each supervised position the label and the teacher's most probable tokens.
 
     `top` lists id, piece and probability, together with `label_prob` and `tail_mass`. With `sampled` logits, `draws`
@@ -27,7 +37,7 @@ def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> l
         {"position": position, "label": label, "label_piece": pieces(label)}
         for position, label in zip(record.supervised_positions.tolist(), labels, strict=True)
     ]
-    if (found := distribution_of(record.logits, lm_head)) is None:
+    if (found := shown_distribution(record, manifest, lm_head)) is None:
         return rows
     if isinstance(found, SampledLogits):
         predictions = _drawn(found, pieces)

@@ -28,12 +28,8 @@ def attention(browser: Browser, asked: Asked) -> Answer:
 def heads(browser: Browser, asked: Asked) -> Answer:
     """The maps of every head of a layer."""
     store, position = _record(browser, asked)
-    page = store.views.record_page(position)
-    chosen = _choice(asked)
-    layer = next((one for one in page.layers if chosen["layer"] in (None, one.layer)), None)
-    count = 0 if layer is None else layer.heads
-    maps = [store.views.attention(position, head=head, **chosen).as_json()["maps"] for head in range(count)]
-    return json_answer({"heads": maps})
+    found = store.views.heads(position, **_choice(asked))
+    return json_answer({"heads": [one.as_json()["maps"] for one in found]})
 
 
 def image(browser: Browser, asked: Asked) -> Answer:

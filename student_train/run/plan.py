@@ -28,13 +28,14 @@ from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.metrics.trackers.installed import check_installed
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
-from alignkd.student_train.run.checks.agreement import check_stores_agree
+from alignkd.student_train.run.checks.agreement import check_ranks_agree, check_stores_agree
 from alignkd.student_train.run.checks.fit import check_images, check_store_fits
 from alignkd.student_train.run.checks.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.run.extension import (
@@ -229,11 +230,13 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     check_optimizer(job.train)
+    ranks.on_first(lambda: check_installed(job.train.report_to))  # no other rank reports
     student, epochs = job.open_student(), job.train.epochs
     losses = job.train.losses
     lowest = min(compared_layers(losses.attention_layers, student.config))
     check_trained(job.trained, student, losses.weights, attention_layer=lowest)
     samples = open_samples(job, student)
+    check_ranks_agree(samples.readers, ranks)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
     if job.train.in_pairs:

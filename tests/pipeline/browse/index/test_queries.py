@@ -116,18 +116,42 @@ def test_a_page_is_a_part_of_the_sorted_scan(
     assert index.positions(wanted).tolist() == sorted(positions)
 
 
-@settings(max_examples=25)
-@given(filters(), st.sampled_from([*NUMBERS, *TEXTS]), st.booleans(), st.integers(0, 33))
-def test_neighbours_are_those_of_the_sorted_scan(
-    world: World, wanted: Filter, sort: str, descending: bool, position: int
-) -> None:
-    index, _ = world
-    every = [row for row in ordered(_as_stored(world), sort, descending=descending) if not row["unusable"]]
-    at = [row["position"] for row in every].index(position)
-    before = [row["position"] for row in every[:at] if passes(row, wanted)]
-    after = [row["position"] for row in every[at + 1 :] if passes(row, wanted)]
-    expected = (before[-1] if before else None, after[0] if after else None)
-    assert index.neighbours(wanted, sort=sort, descending=descending, position=position) == expected
+CHOSEN = (
+    Filter(),
+    Filter(unusable=False, ranges={"tokens": (12.0, None)}),
+    Filter(text="cat"),
+    Filter(id="c", sources=("one",)),
+    Filter(ranges={"attention_mass": (2.4, None), "index": (None, 30.0)}),
+)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("number", range(len(CHOSEN)))
+def test_the_order_by_every_column(world: World, number: int, descending: bool) -> None:
+    index, rows, wanted = world[0], _as_stored(world), CHOSEN[number]
+    assert sum(passes(row, wanted) for row in rows) > 3
+    for sort in (*NUMBERS, *TEXTS):
+        expected = ordered([row for row in rows if passes(row, wanted)], sort, descending=descending)
+        found = index.page(wanted, sort=sort, descending=descending, limit=100).rows
+        assert [row["index"] for row in found] == [row["index"] for row in expected], sort
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("number", range(len(CHOSEN)))
+def test_neighbours_by_every_column(world: World, number: int, descending: bool) -> None:
+    """Of records that pass the filter, and of those that do not; unusable samples are passed over."""
+    index, rows, wanted = world[0], _as_stored(world), CHOSEN[number]
+    for sort in (*NUMBERS, *TEXTS):
+        every = [row for row in ordered(rows, sort, descending=descending) if not row["unusable"]]
+        passing = [row["position"] for row in every if passes(row, wanted)]
+        before = 0
+        for position in (row["position"] for row in every):
+            after = before + (before < len(passing) and passing[before] == position)
+            previous = passing[before - 1] if before else None
+            following = passing[after] if after < len(passing) else None
+            found = index.neighbours(wanted, sort=sort, descending=descending, position=position)
+            assert found == (previous, following), (sort, position)
+            before = after
 
 
 @settings(max_examples=25)

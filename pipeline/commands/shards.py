@@ -1,4 +1,4 @@
-"""`alignkd shards`: inspect and maintain stores. It starts fast, because only `import` imports torch."""
+"""`alignkd shards`: inspect and maintain stores. It starts fast: heavy commands are imported when used."""
 
 from importlib import import_module
 
@@ -17,8 +17,11 @@ from alignkd.pipeline.shards.stats import stats
 from alignkd.pipeline.shards.upkeep import gc, index
 from alignkd.pipeline.shards.verify import verify
 
-# name -> module and name there; imported when used, because they import torch
-_HEAVY = {"import": ("alignkd.pipeline.imported.command", "import_command")}
+# name -> module and name there; imported when used: `import` imports torch, `browse` lies in a room above this one's
+_HEAVY = {
+    "browse": ("alignkd.pipeline.browse.web.command", "browse"),
+    "import": ("alignkd.pipeline.imported.command", "import_command"),
+}
 
 
 class Shards(click.Group):

@@ -40,7 +40,7 @@ def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool
 
     These are temporary files and shard folders without a commit record. Files that desktops, file servers and editors
     leave in every folder are removed too (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and the like). Files of a live writer
-    and committed shards are never touched. Every removed file is listed.
+    and committed shards are never touched, nor is the index of `browse` (.browse). Every removed file is listed.
 
     Example: alignkd shards gc runs/store --dry-run
     """

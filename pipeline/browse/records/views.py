@@ -126,6 +126,15 @@ class RecordViews:
         count = self.reader.manifest.shapes.vision_top_tokens
         return attention_of(record, found, self._images.grids(record), head=head, query=query, count=count)
 
+    def heads(self, position: int, *, layer: int | None = None, query: int | None = None) -> list[Attention]:
+        """`attention` of each head of a layer; arguments and errors as there."""
+        record, found = self._read(position), self.layer(position, layer)
+        grids, count = self._images.grids(record), self.reader.manifest.shapes.vision_top_tokens
+        return [
+            attention_of(record, found, grids, head=head, query=query, count=count)
+            for head in range(len(found.values_HQP))
+        ]
+
     def image_png(self, position: int, number: int) -> bytes:
         """An image of a record as the bytes of a PNG, scaled down if it is large.
 

@@ -43,8 +43,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/mypy tests/api/typed_script.py
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run .ci/wheel_check
 
-# builds the wheel, installs it beside foreign packages, runs the demo from it
+# builds wheel and source distribution, runs the Dockerfile's pip commands, installs the wheel beside foreign packages and
+# without extras, runs the demo from it
 wheel-check: install
 	.ci/wheel_check
 

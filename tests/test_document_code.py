@@ -16,7 +16,9 @@ from alignkd.pipeline.config.yaml_core import dump_yaml, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 # the changelog names commands as they were
-DOCUMENTS = [path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path.name != "CHANGELOG.md"]
+DOCUMENTS = [
+    path for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]) if path.name != "CHANGELOG.md"
+]
 SECTIONS = {*SECTIONS_OF["run"], "eval", "generate", "stages"}
 # sections that a fragment leaves out, and keys that its sections leave out
 SECTIONS_LEFT_OUT: dict[str, Any] = {

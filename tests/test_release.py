@@ -31,7 +31,9 @@ def test_the_version_is_in_one_place() -> None:
 def test_the_changelog_has_a_heading_for_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    releases = [re.fullmatch(r"(\S+) \((\d{4}-\d\d-\d\d)\)", heading) for heading in headings if heading != "Unreleased"]
+    releases = [
+        re.fullmatch(r"(\S+) \((\d{4}-\d\d-\d\d)\)", heading) for heading in headings if heading != "Unreleased"
+    ]
     assert all(releases), headings
     versions = [Version(release[1]) for release in releases if release]
     days = [date.fromisoformat(release[2]) for release in releases if release]

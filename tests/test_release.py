@@ -74,3 +74,12 @@ def test_constraints_pin_a_version_that_the_extra_allows(requirement: str) -> No
     pinned = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
     if wanted.name != "alignkd":
         assert wanted.specifier.contains(pinned[wanted.name.lower().replace("_", "-")])
+
+
+def test_the_tests_that_security_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) >= 15
+    missing = [
+        (file, name) for file, name in named if f"\ndef {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert not missing

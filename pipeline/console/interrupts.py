@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from alignkd.disk.temporary import remove_temporary_folders
+
 EXIT_CODE = 130
 SECONDS_AFTER_CTRL_C = 3.0
 
@@ -46,4 +48,5 @@ def _end_process() -> None:
     time.sleep(SECONDS_AFTER_CTRL_C)
     with suppress(OSError):
         os.write(2, b"alignkd: interrupted while a read or write was in progress; process ended\n")
+    remove_temporary_folders()
     os._exit(EXIT_CODE)

@@ -1,7 +1,6 @@
 """Measures instead of assuming: runs a short dump of the configuration into a temporary folder."""
 
 import json
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -9,6 +8,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
+from alignkd.disk.temporary import temporary_folder
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.plan.disk.entries import mean_entries
 from alignkd.storage import StoreReader
@@ -52,17 +52,16 @@ def run_probe(config: RunConfig, num_samples: int) -> Probe:
     device = config.teacher.torch_device
     ended: list[float] = []
     control = DumpControl(progress=lambda status: ended.append(time.monotonic()))
-    # threads of an interrupted dump may still write for a moment
-    with tempfile.TemporaryDirectory(prefix="alignkd-probe-", ignore_cleanup_errors=True) as folder:
-        data = _some_samples(config, num_samples, Path(folder))
-        store = config.store.model_copy(update={"path": Path(folder) / "store", "max_errors": None})
+    with temporary_folder("alignkd-probe-") as folder:
+        data = _some_samples(config, num_samples, folder)
+        store = config.store.model_copy(update={"path": folder / "store", "max_errors": None})
         teacher = config.teacher.model_copy(update={"sanity": "off"})
         job = replace(config.dump_job(), data=(data,), store=store, teacher=teacher, control=control)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         dump(job)
-        reader = StoreReader(Path(folder) / "store")
-        size = sum(file.stat().st_size for file in (Path(folder) / "store" / "shards").rglob("*") if file.is_file())
+        reader = StoreReader(folder / "store")
+        size = sum(file.stat().st_size for file in (folder / "store" / "shards").rglob("*") if file.is_file())
         seconds = max(ended[-1] - control.began, 1e-9)
         return Probe(
             device=str(device),

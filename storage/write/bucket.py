@@ -6,11 +6,11 @@ there is none. Objects cannot be renamed or locked, so a killed writer leaves a 
 never look at it, and `gc` removes it (`alignkd.storage.remote.leftovers`).
 """
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from alignkd.disk.temporary import temporary_folder
 from alignkd.storage.errors import StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import remove_leftovers
@@ -178,9 +178,9 @@ class BucketFolder:
 
 
 def _put_attachment(objects: S3Store, path: str, source: Path | bytes, sha256: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="alignkd-attachment-") as folder:
+    with temporary_folder("alignkd-attachment-") as folder:
         if isinstance(source, bytes):
-            content, source = source, Path(folder) / "content"
+            content, source = source, folder / "content"
             source.write_bytes(content)
         if (found := file_sha256(source)) != sha256:
             raise StoreError(

@@ -14,6 +14,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Self
 
+from alignkd.disk.temporary import remove_temporary_folders
 from alignkd.student_train.distributed.launcher import LauncherWatch
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -82,4 +83,5 @@ def _end_at_second_request(pipe: socket.socket) -> None:
             if not first:
                 first, began = number, time.monotonic()
             elif time.monotonic() - began > SECONDS_OF_ONE_REQUEST[number == first]:
+                remove_temporary_folders()
                 os._exit(128 + number)

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
+from alignkd.disk.temporary import remove_temporary_folders
+
 SECONDS_AFTER_SIGTERM = 8.0
 SECONDS_AFTER_CTRL_C = 3.0
 # HUP: the terminal was closed; USR1, USR2: what batch systems send ahead of their kill (SLURM's --signal)
@@ -147,6 +149,7 @@ def _end_after(seconds: float, number: int) -> NoReturn:
     threading.Event().wait(seconds)
     name = signal.Signals(number).name
     _say(f"alignkd: stopped by {name}; run the same command again to resume")
+    remove_temporary_folders()
     os._exit(128 + number)
 
 
@@ -155,6 +158,7 @@ def end_process(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not there
             stream.flush()
+    remove_temporary_folders()
     os._exit(code)
 
 

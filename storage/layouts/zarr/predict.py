@@ -1,12 +1,11 @@
 """Predicts the size of a zarr shard: chunks of whole rows, the last one filled up, each with its checksum and place."""
 
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from alignkd.disk.temporary import temporary_folder
 from alignkd.storage.layouts.prediction import PredictedShard, ShardRows
 from alignkd.storage.layouts.zarr.chunk_file import CRC_BYTES, data_file, index_bytes
 from alignkd.storage.schema.columns.shard import OFFSETS, Column, describe_targets, stored_targets
@@ -75,9 +74,9 @@ def _descriptions(
 
     # a checksum per chunk, and one of the index
     checksums = {name: bytearray(CRC_BYTES * (count + 1 if count else 0)) for name, count in chunks.items()}
-    with tempfile.TemporaryDirectory(prefix="alignkd-plan-") as folder:
+    with temporary_folder("alignkd-plan-") as folder:
         for column in columns:
-            (Path(folder) / column.name).mkdir()
-        write_metadata(Path(folder), columns, arrays, checksums, describe_targets(manifest), stored_targets(manifest))
-        found = sorted(Path(folder).rglob("*.json"))
+            (folder / column.name).mkdir()
+        write_metadata(folder, columns, arrays, checksums, describe_targets(manifest), stored_targets(manifest))
+        found = sorted(folder.rglob("*.json"))
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}

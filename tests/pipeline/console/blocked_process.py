@@ -6,6 +6,7 @@ end such a process do so after a fraction of a second.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -54,5 +55,6 @@ if __name__ == "__main__":
     from alignkd.teacher_dump.operation import stops
 
     stops.SECONDS_AFTER_SIGTERM = stops.SECONDS_AFTER_CTRL_C = interrupts.SECONDS_AFTER_CTRL_C = SECONDS
+    tempfile.tempdir = None  # TMPDIR may be another one than at the import
     BLOCKS[sys.argv.pop(1)]()
     main(sys.argv[1:])

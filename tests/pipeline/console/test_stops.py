@@ -52,7 +52,13 @@ def test_a_dump_ends_while_a_commit_waits_for_the_disk(
     assert not list((tmp_path / "store" / "commits").iterdir())
 
 
-def test_ctrl_c_ends_a_probe_and_a_verification(write_config: WriteConfig, blocked: Blocked, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_probe_and_a_verification(
+    write_config: WriteConfig, blocked: Blocked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a temporary folder left, though its block has not ended."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     config = write_config(teacher={"sanity": "off"})
     main(["dump", str(config)], standalone_mode=False)
     verify = ["verification", "shards", "verify", tmp_path / "store"]
@@ -60,3 +66,4 @@ def test_ctrl_c_ends_a_probe_and_a_verification(write_config: WriteConfig, block
         process = blocked(what, *command)
         process.send_signal(signal.SIGINT)
         assert process.wait(SAFETY_SECONDS) == 130
+    assert not list(temporary.iterdir())

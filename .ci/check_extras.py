@@ -45,9 +45,14 @@ def commands_of(demo: Path, folder: Path) -> dict[str, list[str]]:
     foreign = folder / "qwen"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "qwen2_vl"}', encoding="utf-8")
+    first, *_ = sorted((demo / "stores").iterdir())
     return {
+        "browse": ["shards", "browse", str(first)],
         "families": ["data", "stats", str(settings["data"]["conversations"]), "--checkpoint", str(foreign)],
         "quantized": ["train", changed("quantized", "train", optimizer="adamw_8bit", output=str(folder / "out"))],
+        "ray": ["dump", changed("ray", "store", path=str(folder / "store")), "--ray"],
+        "trackio": ["train", changed("trackio", "train", report_to=["trackio"], output=str(folder / "out"))],
+        "wandb": ["train", changed("wandb", "train", report_to=["wandb"], output=str(folder / "out"))],
         "remote": ["shards", "ls", "s3://bucket/store"],
     }
 

@@ -10,7 +10,7 @@ import pytest
 from alignkd.pipeline.cli import main
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WIDTH = 100
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

@@ -14,9 +14,7 @@ from alignkd.vlm.families.huggingface.inputs.processor import load_processor
 from alignkd.vlm.families.open import open_checkpoint
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Evil: pass\n"
-MAP = {
-    name: "evil.Evil" for name in ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor")
-}
+MAP = dict.fromkeys(("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor"), "evil.Evil")
 
 
 @pytest.fixture

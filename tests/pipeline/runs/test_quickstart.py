@@ -47,7 +47,7 @@ def folder(golden: Path, golden_images: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_the_commands_run_in_their_order(folder: Path) -> None:
     tested = PAGE[PAGE.index("## 2.") : PAGE.index("## 6.")]
-    blocks = re.findall(r"^```(python)?\n(.*?)^```", tested, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", tested, re.MULTILINE | re.DOTALL)
     commands = [line for language, block in blocks if not language for line in block.splitlines()]
     assert len(commands) == 10
     outputs = {}
@@ -59,5 +59,5 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         outputs[" ".join(words[:2])] = done.output
     assert "sample 'ft-0'" in outputs["data show"] and "2" in outputs["train --status"]
     assert (folder / "out" / "student" / "config.json").is_file()
-    [code] = [block for language, block in blocks if language]
+    [code] = [block for language, block in blocks if language == "python"]
     exec(compile(code, "quickstart.md", "exec"), {})

@@ -50,6 +50,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,8 +135,8 @@ def main(
             found = measure_objectives(configs, rounds, at_once)
             print(objective_table(chosen, found, markdown))
             if write_docs:
-                text = f"{machine()}; {at_once} at a time, one thread each; {rounds} rounds.\n\n"
-                write_between_marks(DOCUMENT, OBJECTIVES_MARK, text + objective_table(chosen, found, True))
+                text = textwrap.fill(f"{machine()}; {at_once} at a time, one thread each; {rounds} rounds.", 100)
+                write_between_marks(DOCUMENT, OBJECTIVES_MARK, f"{text}\n\n{objective_table(chosen, found, True)}")
             return
         names = variant or BY_DEFAULT
         configs = prepare(folder, names, **options)

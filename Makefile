@@ -53,7 +53,7 @@ wheel-check: install
 
 # the documentation in site/, to be opened from there; the variable silences the advertisement of another program
 docs: install
-	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python .ci/site_check.py site
 
 format: install

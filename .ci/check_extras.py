@@ -22,9 +22,9 @@ def main(demo: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         commands = commands_of(demo, Path(folder))
         extras = set(metadata("alignkd").get_all("Provides-Extra", [])) - OF_THE_PROJECT - NEED_A_GPU
-        assert commands.keys() == extras, f"no command for {sorted(commands.keys() ^ extras)}"
-        for extra, arguments in commands.items():
-            command = [sys.executable, "-m", "alignkd", *arguments]
+        assert extras <= commands.keys(), f"no command for {sorted(extras - commands.keys())}"
+        for extra in sorted(extras):
+            command = [sys.executable, "-m", "alignkd", *commands[extra]]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             lines = [line for line in done.stderr.splitlines() if line.startswith("alignkd: ")]
             assert done.returncode == 1 and len(lines) == 1, f"{command} ended with {done.returncode}: {done.stderr}"
@@ -47,8 +47,10 @@ def commands_of(demo: Path, folder: Path) -> dict[str, list[str]]:
     (foreign / "config.json").write_text('{"model_type": "qwen2_vl"}', encoding="utf-8")
     first, *_ = sorted((demo / "stores").iterdir())
     return {
+        "azure": ["shards", "ls", "az://container/store"],
         "browse": ["shards", "browse", str(first)],
         "families": ["data", "stats", str(settings["data"]["conversations"]), "--checkpoint", str(foreign)],
+        "gcs": ["shards", "ls", "gs://bucket/store"],
         "quantized": ["train", changed("quantized", "train", optimizer="adamw_8bit", output=str(folder / "out"))],
         "ray": ["dump", changed("ray", "store", path=str(folder / "store")), "--ray"],
         "trackio": ["train", changed("trackio", "train", report_to=["trackio"], output=str(folder / "out"))],

@@ -129,7 +129,7 @@ def student_run(folder: Path, shape: Shape, settings: dict[str, Any]) -> RunConf
     """A configuration of two optimiser steps of a random student, on a store that is not dumped yet."""
     student = {"checkpoint": str(random_checkpoint(folder / "student", shape)), "dtype": settings.pop("dtype")}
     own = {name: value for name, value in settings.items() if name != "store"}
-    train_section = {"output": str(folder / "out"), "steps": 2, "tensorboard": False, **own}
+    train_section = {"output": str(folder / "out"), "steps": 2, "report_to": "none", **own}
     return run_config(folder, {}, settings.pop("store", {}), student=student, train=train_section)
 
 

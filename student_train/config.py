@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from alignkd.storage.codecs.settings import STEM_TARGETS
@@ -19,13 +19,14 @@ from alignkd.student_train.objective.settings import LossConfig
 from alignkd.student_train.objective.term import Preset
 from alignkd.student_train.validation_config import LOSS, ValidationConfig
 from alignkd.vlm.kernels.choice import Kernels
-from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath
+from alignkd.vlm.settings import COMPLETE, Amount, Count, CountFromZero, Positive, Settings, UserPath, described
 
 TargetSource = Literal["stored", "stem"]
 ScheduleOfExtension = Literal["restart", "linear", "constant"]
 # The samples of a step are listed at once; a mistyped number must not take the memory of the machine.
 BatchSize = Annotated[int, Field(ge=1, le=1 << 20)]
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_offload"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 def samples_of_epochs(epochs: float, num_samples: int) -> int:
@@ -38,6 +39,24 @@ def _over(base: Mapping[str, Any], given: Any) -> Any:
     """The values of a preset or profile, overridden by explicit ones; anything but a mapping is left to the field."""
     given = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
     return {**base, **(given or {})} if given is None or isinstance(given, dict) else given
+
+
+def _tracker_names(value: Any) -> Any:
+    """One name is a list of one, `none` is the empty list; anything but names is refused in one line."""
+    names = [] if value in ("none", None) else [value] if isinstance(value, str) else value
+    known = get_args(TrackerName)
+    if not isinstance(names, list | tuple) or any(name not in known for name in names):
+        unknown = next((name for name in names if name not in known), value) if isinstance(names, list) else value
+        problem = f"expected none, {', '.join(known[:-1])}, {known[-1]} or a list of them, found {described(unknown)}"
+        raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+    return tuple(dict.fromkeys(names))
+
+
+TrackerNames = Annotated[
+    tuple[TrackerName, ...],
+    BeforeValidator(_tracker_names),
+    Field(title="`none`, or a list of `tensorboard` `wandb` `trackio`"),
+]
 
 
 class TargetSources(Settings):
@@ -137,7 +156,9 @@ class TrainConfig(Settings):
         stem: the teacher's stem, a file written by `alignkd stem extract`; None takes the stem in the store.
         centres: the teacher's class means, a file written by `alignkd shards centres`; the loss `nd` needs it.
         log_every: optimiser steps between lines of progress.
-        tensorboard: write `OUTPUT/tensorboard` in addition to `OUTPUT/metrics.jsonl`.
+        report_to: where the figures of `OUTPUT/metrics.jsonl` are shown too: `tensorboard` writes
+            `OUTPUT/tensorboard`; `wandb` and `trackio` need the extra of that name (docs/follow.md).
+        report_project: project of the run at wandb and trackio; None is WANDB_PROJECT for wandb, otherwise `alignkd`.
         data_workers: processes that prepare batches; 0 prepares them in the training process, which keeps them in
             memory if all samples take at most 1 GiB.
         domain_weights: shares of the data sets that follow the student during training: `ddk`, or a section with its
@@ -184,7 +205,8 @@ class TrainConfig(Settings):
     stem: UserPath | None = None
     centres: UserPath | None = None
     log_every: Count = 10
-    tensorboard: bool = True
+    report_to: TrackerNames = ("tensorboard",)
+    report_project: Annotated[str, Field(min_length=1, max_length=128, title="text")] | None = None
     data_workers: CountFromZero = 0
 
     domain_weights: DomainWeights | None = None
@@ -201,6 +223,17 @@ class TrainConfig(Settings):
             value = values["offload_optimizer"]
             now = "adamw_offload" if value is True else "adamw"
             problem = f"offload_optimizer: {str(value).lower()} is now optimizer: {now}"
+            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_is_a_tracker(cls, values: Any) -> Any:
+        """Refuse the key of earlier versions."""
+        if isinstance(values, dict) and "tensorboard" in values:
+            value = values["tensorboard"]
+            now = "none" if value is False else "tensorboard, which is the default"
+            problem = f"tensorboard: {str(value).lower()} is now report_to: {now}"
             raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
         return values
 

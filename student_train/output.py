@@ -94,7 +94,7 @@ def read_configuration(output: Path) -> dict[str, Any] | None:
     for name in (CONFIG, EARLIER_CONFIG):
         document = _read_json(output / name)
         if document.keys() >= SECTIONS:  # a model's config.json has none of these keys
-            return _with_optimizer(document)
+            return _in_present_keys(document)
     return None
 
 
@@ -104,16 +104,23 @@ def read_exported(folder: Path) -> dict[str, Any] | None:
     if not document.keys() >= {"run", "step", "configuration"}:
         return None
     configuration = document["configuration"]
-    return document if configuration is None else {**document, "configuration": _with_optimizer(configuration)}
+    return document if configuration is None else {**document, "configuration": _in_present_keys(configuration)}
 
 
-def _with_optimizer(configuration: dict[str, Any]) -> dict[str, Any]:
-    """`train.optimizer` in place of the `train.offload_optimizer` of an earlier version."""
-    if not isinstance(train := configuration.get("train"), dict) or "offload_optimizer" not in train:
+def _in_present_keys(configuration: dict[str, Any]) -> dict[str, Any]:
+    """`train.optimizer` and `train.report_to` in place of what earlier versions had for them."""
+    if not isinstance(train := configuration.get("train"), dict):
         return configuration
-    now = "adamw_offload" if train["offload_optimizer"] else "adamw"
-    others = {name: value for name, value in train.items() if name != "offload_optimizer"}
-    return {**configuration, "train": {"optimizer": now, **others}}
+    earlier = {name: train[name] for name in ("offload_optimizer", "tensorboard") if name in train}
+    if not earlier:
+        return configuration
+    now: dict[str, Any] = {}
+    if "offload_optimizer" in earlier:
+        now["optimizer"] = "adamw_offload" if earlier["offload_optimizer"] else "adamw"
+    if "tensorboard" in earlier:
+        now["report_to"] = ["tensorboard"] if earlier["tensorboard"] else []
+    others = {name: value for name, value in train.items() if name not in earlier}
+    return {**configuration, "train": {**now, **others}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

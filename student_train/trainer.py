@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 from alignkd.student_train.checkpoints.checkpoint import DOMAIN_WEIGHTS, TrainState, load_checkpoint, save_checkpoint
@@ -21,6 +22,7 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult
 from alignkd.student_train.metrics.file import Metrics
 from alignkd.student_train.metrics.log import RunLog
+from alignkd.student_train.metrics.trackers.of_run import trackers_of
 from alignkd.student_train.objective.counts import GlobalCounts
 from alignkd.student_train.objective.tally import StepTally
 from alignkd.student_train.output import checkpoints_folder
@@ -117,9 +119,10 @@ def _run_steps(
     counts = GlobalCounts(plan.samples.readers, engine.student.model.config, config.losses.weights, plan.attention)
     times = CheckpointTimes(config, num_samples=plan.order.num_samples, global_batch=plan.order.global_batch)
     validated = None if validation is None else validation.state.last_step
+    open_trackers = partial(trackers_of, plan.job, config, plan.settings, done=state.step)
     with (
         StopSignals() as signals,
-        RunLog(config, ranks, done=state.step, validated=validated) as log,
+        RunLog(config, ranks, open_trackers, done=state.step, validated=validated) as log,
         closing_workers(batches),
     ):
         if validation is not None:

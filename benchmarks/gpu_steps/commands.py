@@ -51,7 +51,7 @@ def write_config(folder: Path, device: str) -> Path:
             "micro_batch": 4,
             "learning_rate": 1e-3,
             "preset": "paper",
-            "tensorboard": False,
+            "report_to": "none",
         },
     }
     config = folder / "run.yaml"

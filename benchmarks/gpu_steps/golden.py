@@ -52,7 +52,7 @@ def dump_job(folder: Path, kind: str, device: str, name: str | None = None) -> D
 
 def train_job(store: Path, output: Path, *, dtype: Any = "float32", **settings: Any) -> TrainJob:
     """A training of the golden student."""
-    given = {"micro_batch": 2, "learning_rate": 1e-3, "tensorboard": False, "log_every": 1000, **settings}
+    given = {"micro_batch": 2, "learning_rate": 1e-3, "report_to": "none", "log_every": 1000, **settings}
     return TrainJob(
         student=GOLDEN / "student",
         vision_config=GOLDEN / "clip",

@@ -125,6 +125,8 @@ def _default(field: FieldInfo) -> str:
         return "`null`"
     if isinstance(field.default, BaseModel):
         return "its defaults"
+    if isinstance(field.default, tuple):
+        return f"`[{', '.join(map(str, field.default))}]`"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignkd.pipeline.config.checkpoint_config import PlannedModel
 from alignkd.pipeline.config.run_config import RunConfig, targets_by_term
-from alignkd.storage.codecs.settings import STEM_TARGETS
+from alignkd.storage.codecs.settings import NONE, STEM_TARGETS
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.attention.layer_map import compared_teacher_layers
 from alignkd.student_train.target_source import target_source
@@ -71,7 +71,8 @@ def available_layers(config: RunConfig, teacher: ModelConfig) -> tuple[int, ...]
     assert config.train is not None
     named = config.store.attention_layers(teacher)
     if "attention" not in targets_from_stem(config.train, config.store):
-        return named
+        is_first = config.store.first_layer_codec != NONE and not config.train.losses.compares_layers
+        return (teacher.attention_layer,) if is_first else named
     if (depth := _depth_of_stem(config.train.stem, config.store, teacher)) is None:
         return None
     of_store = named if isinstance(config.store.attention, AttentionConfig) else teacher.attention_layers

@@ -183,7 +183,9 @@ def with_codecs(manifest: Manifest, **changed: Any) -> Manifest:
     if of_layers and "attention" in changed:
         more = tuple(with_codec(target, changed["attention"]) for target in of_layers.values())
         more += tuple(target for target in manifest.more if target not in of_layers.values())
-        changed = {**changed, "attention": NONE}
+        # the first layer's own codec stays, unless the stem gives all layers
+        own = NONE if changed["attention"] == STEM else manifest.codecs.attention
+        changed = {**changed, "attention": own}
     codecs = {**manifest.codecs.model_dump(exclude_none=True), **changed}
     if codecs["vision_all"] in NOT_STORED and codecs["vision_top"] == FROM_ALL:
         codecs["vision_top"] = "none"

@@ -25,6 +25,9 @@ from alignkd.student_train.output import (
 from alignkd.vlm.errors import InputError, unreadable
 
 LARGEST_WINDOW = 50
+SPEED = ("seconds", "tokens_per_second")
+# drawn as they are, beside the losses and what an objective moves
+FIGURES = ("learning_rate", "grad_norm", *SPEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Run:
         peak_memory_mib: peak memory of the (first) device.
         curves: for each loss, (step, running mean) of the steps that have it. `loss` is the weighted sum of the others.
         moved: for each figure that an objective moves (`output.MOVED`), (step, value) of the steps.
+        figures: the same for learning rate, norm of the gradient, seconds and tokens per second.
         validation: for each loss, (step, value) of the validations that have it; empty for a run without validation.
         best_step: step of the best validation; None if there is none.
     """
@@ -72,6 +76,7 @@ class Run:
     peak_memory_mib: float | None
     curves: dict[str, list[tuple[int, float]]]
     moved: dict[str, list[tuple[int, float]]]
+    figures: dict[str, list[tuple[int, float]]]
     validation: dict[str, list[tuple[int, float]]]
     best_step: int | None
 
@@ -196,6 +201,7 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
         peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
         curves=curves,
         moved=_points(lines, lambda line: [name for name in MOVED if name in line]),
+        figures=_points(lines, lambda line: [name for name in FIGURES if name in line]),
         validation=_points(validations, validation_loss_names),
         best_step=validations[-1].get("best_step") if validations else None,
     )

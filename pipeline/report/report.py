@@ -65,6 +65,17 @@ class Report:
         write_whole(folder / PAGE, text)
         return written
 
+    def html(self, *, refresh: int | None = None) -> str:
+        """A page that loads nothing; see `page`."""
+        from alignkd.pipeline.report.html.page import page
+
+        return page(self.runs, self.comparison, refresh=refresh)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a run is running or was stopped."""
+        return any(run.state != "finished" for run in self.runs)
+
     def _row_json(self, row: Any) -> dict[str, Any]:
         assert self.comparison is not None
         return row_json(row, self.comparison)
@@ -94,3 +105,13 @@ def is_report(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(100).decode("utf-8", errors="replace").rstrip("\n")
     return first in (HEADING, HEADING_OF_SCORES)
+
+
+def is_html_page(path: Path) -> bool:
+    """Whether `path` is a page that `Report.html` made."""
+    from alignkd.pipeline.report.html.page import is_page
+
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_page(file.read(100))

@@ -12,7 +12,7 @@ LABELS = {"loss": "loss (weighted sum)"}  # other losses are labelled by their n
 
 def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
     """A page with the table, the picture and an explanation of the figures."""
-    rows = _rows(runs)
+    rows = table_rows(runs)
     width = len(runs)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, f"|:--|{'--:|' * width}")
@@ -29,10 +29,11 @@ def markdown_table(runs: Sequence[Run], *, picture: str) -> str:
 
 def plain_table(runs: Sequence[Run]) -> str:
     """The same table for a terminal."""
-    return "\n".join(aligned(_rows(runs)))
+    return "\n".join(aligned(table_rows(runs)))
 
 
-def _rows(runs: Sequence[Run]) -> list[list[str]]:
+def table_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """The cells; the first row has the names of the runs, the first column those of the figures."""
     kinds = sorted({kind for run in runs for kind in run.samples_by_kind})
     figures: list[tuple[str, Callable[[Run], str]]] = [
         *([("extends", _extended)] if any(run.extends for run in runs) else []),

@@ -77,11 +77,15 @@ class ChosenAttention:
         return values if self.entries is None else values[:, list(self.entries)]
 
 
-def stored_attention(manifest: Manifest) -> StoredAttention:
-    """The attention that a store has; with codec `none` if it has none."""
+def stored_attention(manifest: Manifest, *, of_layers: bool) -> StoredAttention:
+    """The attention of a store that a run compares with; with codec `none` if the store has none.
+
+    Args:
+        of_layers: which one, if the store has the first layer's and that of chosen layers: the latter.
+    """
     shapes, codecs = manifest.shapes, manifest.codecs
     chosen = attention_targets(manifest.more)
-    if codecs.attention != NONE or not chosen:
+    if not chosen or (codecs.attention != NONE and not of_layers):
         return StoredAttention(
             pairs=(codecs.attention_pairs,),
             names=(),

@@ -137,6 +137,11 @@ class LossConfig(_Weights):
     attention_row_weights: RowWeights = "none"
     attention_decay: float | None = Field(default=None, gt=0, le=1)
 
+    @property
+    def compares_layers(self) -> bool:
+        """Whether `attention_layers` names layers; else the first one is compared."""
+        return self.attention_layers is not None
+
     @model_validator(mode="after")
     def _decoder_is_trained(self) -> Self:
         on_logits = [name for name, term in TERMS.items() if term.on_logits is not None or name == PREFERENCE]

@@ -28,6 +28,7 @@ from alignkd.student_train.engine.schedule import Schedule
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.job import TrainJob, TrainResult, ValidationOutcome
 from alignkd.student_train.metrics.file import Metrics
+from alignkd.student_train.metrics.trackers.installed import check_installed
 from alignkd.student_train.objective.attention.layer_map import compared_layers
 from alignkd.student_train.objective.attention.match import AttentionMatch
 from alignkd.student_train.objective.logits.group_sizes import GroupSizes
@@ -229,6 +230,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
         ValueError: one line about what does not fit.
     """
     check_optimizer(job.train)
+    ranks.on_first(lambda: check_installed(job.train.report_to))  # no other rank reports
     student, epochs = job.open_student(), job.train.epochs
     losses = job.train.losses
     lowest = min(compared_layers(losses.attention_layers, student.config))

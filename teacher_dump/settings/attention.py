@@ -47,12 +47,15 @@ class AttentionConfig(Settings):
         heads: `all` stores every head; `mean` the mean of a layer's heads; `{groups: N}` the means of N groups of
             neighbouring heads.
         codec: codec of the attention, or `stem`; None takes that of the profile, or `float16`.
+        first_layer: codec of the first layer's attention as in the short form of `attention` (`tqv`, all heads), which
+            the store then has too: for Align-KD beside a method that compares other layers. None: not stored.
     """
 
     layers: LayerChoice
     pairs: Literal["tqv", "vqv", "all"] = "tqv"
     heads: Annotated[Literal["all", "mean"] | HeadGroups, BeforeValidator(_heads)] = "all"
     codec: Annotated[str, AfterValidator(OneOf(*codec_names("attention"), STEM))] | None = None
+    first_layer: Annotated[str, AfterValidator(OneOf(*codec_names("attention")))] | None = None
 
     @model_validator(mode="after")
     def _check_stem(self) -> Self:
@@ -60,6 +63,15 @@ class AttentionConfig(Settings):
             raise ValueError(
                 "heads is not 'all' with codec 'stem', which stores nothing and computes every head in training; leave "
                 "heads out, and set train.losses.attention_heads"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_first_layer(self) -> Self:
+        if self.codec == STEM and self.first_layer is not None:
+            raise ValueError(
+                f"first_layer is {self.first_layer!r} with codec 'stem', which computes the first layer too; leave "
+                "first_layer out"
             )
         return self
 

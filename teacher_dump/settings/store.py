@@ -173,12 +173,17 @@ class StoreConfig(Settings):
     def codecs(self) -> Codecs:
         """The codecs as the manifest records them; attention of chosen layers is a further target."""
         return Codecs(
-            attention=self.attention if isinstance(self.attention, str) else NONE,
+            attention=self.first_layer_codec,
             attention_pairs=self.attention_pairs,
             vision_top=self.vision_top,
             vision_all=self.vision_all,
             logits=self.logits,
         )
+
+    @property
+    def first_layer_codec(self) -> str:
+        """The codec of the first layer's attention, all heads; `none` if the store does not have this target."""
+        return self.attention if isinstance(self.attention, str) else self.attention.first_layer or NONE
 
     def further_targets(self, teacher: ModelConfig) -> tuple[NamedTarget, ...]:
         """The targets that are not among `codecs`: attention of chosen layers of this teacher, states and relations of
@@ -238,15 +243,17 @@ class StoreConfig(Settings):
         found: set[AttentionPairs] = set() if self.vision_top in NOT_STORED else {"tqv"}
         if self.codec_of("attention") in NOT_STORED:
             return found
-        own = self.attention.kinds_of_pairs() if isinstance(self.attention, AttentionConfig) else [self.attention_pairs]
-        return found.union(own)
+        if isinstance(self.attention, AttentionConfig):
+            return found.union(self.attention.kinds_of_pairs(), ["tqv"] if self.attention.first_layer else [])
+        return found.union([self.attention_pairs])
 
     def most_watched_layers(self, num_layers: int) -> int:
         """The most layers whose queries and keys the pass of a teacher with `num_layers` layers records."""
         if not isinstance(self.attention, AttentionConfig) or self.codec_of("attention") in NOT_STORED:
             return 1 if self.computed_pairs() else 0
         # the focus tokens need the first layer that has attention, most often 0
-        first = self.vision_top not in NOT_STORED and not self.attention.has_layer_0
+        needs_first = self.vision_top not in NOT_STORED or self.attention.first_layer is not None
+        first = needs_first and not self.attention.has_layer_0
         return min(num_layers, self.attention.most_layers(num_layers) + first)
 
     @property

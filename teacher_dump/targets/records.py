@@ -41,7 +41,7 @@ def make_record(prepared: Prepared, captured: Captured, config: StoreConfig) -> 
 def _attention(captured: Captured, config: StoreConfig) -> Target | None:
     if captured.attention is None:
         return None
-    return StoredParts(codec=config.codec_of("attention"), parts=captured.attention.wait()).target("attention")
+    return StoredParts(codec=config.first_layer_codec, parts=captured.attention.wait()).target("attention")
 
 
 def _more(captured: Captured, config: StoreConfig) -> dict[str, Target | Logits]:

@@ -136,7 +136,7 @@ class GoldenJobs:
             images=IMAGES,
             store=self.store(kind),
             dtype=dtype,
-            train=TrainConfig(output=self.folder / name, tensorboard=False, **given, **losses, **settings),
+            train=TrainConfig(output=self.folder / name, report_to="none", **given, **losses, **settings),
         )
 
     def _centres(self) -> Path:

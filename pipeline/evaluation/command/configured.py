@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.pipeline.config.baseline import baseline_vision_config, check_baseline
-from alignkd.pipeline.config.eval_place import EvaluatedModel, keep_place
+from alignkd.pipeline.config.eval_place import RESULTS, EvaluatedModel, keep_place
 from alignkd.pipeline.config.recipes import Stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
 from alignkd.pipeline.evaluation.output import EvalOutput
 from alignkd.pipeline.evaluation.run import EvalEnd, run_eval
 from alignkd.pipeline.evaluation.settings import EvalSettings
+from alignkd.pipeline.report.scores.evaluation import read_evaluation
 from alignkd.storage.errors import disk_errors
 from alignkd.student_train.output import student_folder
 from alignkd.vlm.errors import InputError
@@ -58,9 +59,26 @@ def evaluate(
         keep_place(output, config.eval.folder(output))
     for model, one in settings.items():
         end = run_eval(one)
+        if model == "student" and not end.interrupted_by:
+            _send_scores(config, one.out)
         yield model, one.out, end
         if end.interrupted_by:
             return
+
+
+def _send_scores(config: RunConfig, folder: Path) -> None:
+    """Scores of whole benchmarks and their average, for the trackers of the run."""
+    # here, because it loads TensorBoard
+    from alignkd.student_train.metrics.trackers.of_run import send_scores
+
+    assert config.train is not None
+    if set(config.train.report_to) <= {"tensorboard"} or not (folder / RESULTS).exists():
+        return
+    found = read_evaluation(folder, name="student")
+    scores = {column.benchmark: one.value for column, one in found.numbers.items() if column.first is None}
+    scores |= {"average": found.average}
+    known = {name: value for name, value in scores.items() if value is not None}
+    send_scores(config.train, known, uses_lora=config.train_job().trained.choice == "lora")
 
 
 def evaluations(

@@ -9,28 +9,29 @@ from alignkd.pipeline.report.scores.evaluation import Column
 
 HEADING = "## Benchmark scores"
 AVERAGE = "average"
+NOTE = (
+    "Per cent of each benchmark, points of 2000 for MME. The average is "
+    "(MME / 20 + GQA + TextVQA + POPE + MMBench + ScienceQA) / 6."
+)
 
 
 def plain_scores(comparison: Comparison) -> Iterator[str]:
     """Table and notes for a terminal."""
-    yield from aligned(_cells(comparison))
-    yield from _remarks(comparison)
+    yield from aligned(score_cells(comparison))
+    yield from remarks(comparison)
 
 
 def markdown_scores(comparison: Comparison, *, picture: str | None) -> str:
     """The section of the page: table, notes and picture."""
-    head, *rows = (f"| {' | '.join(row)} |" for row in _cells(comparison))
+    head, *rows = (f"| {' | '.join(row)} |" for row in score_cells(comparison))
     ruler = f"|:--|{'--:|' * (len(comparison.columns) + comparison.has_average)}"
-    note = (
-        "Per cent of each benchmark, points of 2000 for MME. The average is "
-        "(MME / 20 + GQA + TextVQA + POPE + MMBench + ScienceQA) / 6."
-    )
     shown = [] if picture is None else [f"![Benchmark scores]({picture})", ""]
-    remarks = [f"* {line}" for line in _remarks(comparison)]
-    return "\n".join([HEADING, "", head, ruler, *rows, "", note, "", *remarks, *([""] if remarks else []), *shown])
+    listed = [f"* {line}" for line in remarks(comparison)]
+    return "\n".join([HEADING, "", head, ruler, *rows, "", NOTE, "", *listed, *([""] if listed else []), *shown])
 
 
-def _cells(comparison: Comparison) -> list[list[str]]:
+def score_cells(comparison: Comparison) -> list[list[str]]:
+    """The cells; the first row has the names of the benchmarks, the first column those of the models."""
     heads = ["model", *(column.title for column in comparison.columns)]
     marks = _marks(comparison)
     rows = [
@@ -67,7 +68,8 @@ def _marks(comparison: Comparison) -> dict[str, str]:
     return {reason: f"[{number}]" for number, reason in enumerate(reasons, start=1)}
 
 
-def _remarks(comparison: Comparison) -> Iterator[str]:
+def remarks(comparison: Comparison) -> Iterator[str]:
+    """Lines about the numbers."""
     name = comparison.reference.name
     if comparison.has_baseline:
         yield f"in parentheses: difference to {name}"

@@ -15,6 +15,7 @@ from alignkd.vlm.settings import COMPLETE, described
 
 KEY = "losses.attention_layers"
 MORE_STORED = "dump again with more layers (store.attention.layers)"
+FIRST_STORED = "dump again with the first layer (store.attention.first_layer)"
 DEEPER_STEM = "write a deeper stem (`alignkd stem extract CONFIG --out FILE --depth N`) and set train.stem to it"
 EXAMPLES = "expected layers of the student with those of the teacher, such as {0: 0, 1: 1}, or a band such as 30%-70%"
 
@@ -81,7 +82,10 @@ def layer_pairs(
         TrainError: a layer that does not exist, has no attention or is not available; or fewer layers of the teacher
             than of the student in a band.
     """
-    own, more = compared_layers(choice, student), DEEPER_STEM if of_stem else MORE_STORED
+    own, more = (
+        compared_layers(choice, student),
+        DEEPER_STEM if of_stem else FIRST_STORED if choice is None else MORE_STORED,
+    )
     pairs: Mapping[int, Sequence[int]]
     if choice is None:
         pairs = {own[0]: (first,)}

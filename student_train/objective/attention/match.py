@@ -47,12 +47,14 @@ class AttentionMatch:
         heads: `adapter` compares each student head with a trained mixture of the teacher's heads, `grouped` with the
             mean of its group of them, `mean` the means of all heads of both.
         row_weights: which rows count more.
+        of_layers: as in `stored_attention`.
     """
 
     pairs: tuple[LayerPair, ...]
     form: AttentionForm = "mse"
     heads: AttentionHeads = "adapter"
     row_weights: RowWeights = "none"
+    of_layers: bool = False
 
     def compared_heads(self, student_heads: int) -> int:
         """Maps of one layer of a sample that are compared."""

@@ -53,7 +53,7 @@ def attention_elements(reader: StoreReader, student: ModelConfig, match: Attenti
     They are attention rows times columns (`mse`), rows (`kl`, `row_cosine`) or maps (`cosine`, `filtered_cosine`),
     times compared heads times pairs of layers.
     """
-    stored = stored_attention(reader.manifest)
+    stored = stored_attention(reader.manifest, of_layers=match.of_layers)
     vision, images = reader.num_vision, reader.has_image.astype(np.int64)
     by_image = stored.by_image and reader.manifest.shapes.vision_tokens is not None
     rows, pairs = np.zeros_like(vision), np.zeros_like(vision)

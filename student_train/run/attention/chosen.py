@@ -20,19 +20,21 @@ def attention_match(reader: StoreReader, student: ModelConfig, config: TrainConf
     losses = config.losses
     if "attention" not in losses.weights:
         return None
+    stored = stored_attention(reader.manifest, of_layers=losses.compares_layers)
     match = AttentionMatch(
         pairs=layer_pairs(
             losses.attention_layers,
             student,
             teacher_layers(reader, config),
             first=reader.manifest.shapes.attention_layer,
-            of_stem="attention" in targets_of_stem(reader, config) and not stored_attention(reader.manifest).names,
+            of_stem="attention" in targets_of_stem(reader, config) and not stored.names,
         ),
         form=losses.attention_form,
         heads=losses.attention_heads,
         row_weights=losses.attention_row_weights,
+        of_layers=losses.compares_layers,
     )
-    pairs = stored_attention(reader.manifest).pairs
+    pairs = stored.pairs
     if match.form == "filtered_cosine" and "vqv" not in pairs:
         raise TrainError(
             f"losses.attention_form is 'filtered_cosine', which compares the rows of vision tokens, but store "
@@ -54,7 +56,7 @@ def teacher_layers(reader: StoreReader, config: TrainConfig) -> tuple[int, ...]:
     Raises:
         As `stem_of_run`.
     """
-    stored = stored_attention(reader.manifest)
+    stored = stored_attention(reader.manifest, of_layers=config.losses.compares_layers)
     if "attention" not in targets_of_stem(reader, config):
         return stored.layers
     info = stem_of_run(reader, config)
@@ -67,12 +69,12 @@ def teacher_heads(reader: StoreReader, config: TrainConfig) -> int:
     """Heads of each layer of the teacher's attention in batches: as stored, or all from the stem."""
     if "attention" not in config.losses.weights or "attention" in targets_of_stem(reader, config):
         return reader.manifest.shapes.num_heads
-    return stored_attention(reader.manifest).heads
+    return stored_attention(reader.manifest, of_layers=config.losses.compares_layers).heads
 
 
 def chosen_attention(reader: StoreReader, match: AttentionMatch | None) -> ChosenAttention:
     """The attention that batches carry."""
-    stored = stored_attention(reader.manifest)
+    stored = stored_attention(reader.manifest, of_layers=match is not None and match.of_layers)
     return stored.chosen(stored.layers if match is None else match.teacher_layers)
 
 

@@ -67,7 +67,7 @@ def _facts(reader: StoreReader, config: TrainConfig) -> dict[str, str]:
     facts = {f"fingerprint {name}": _short(value) for name, value in sorted(manifest.fingerprint.items())}
     facts |= {f"shapes.{name}": str(value) for name, value in manifest.shapes.model_dump(mode="json").items()}
     if "attention" in needed:
-        attention = stored_attention(manifest)
+        attention = stored_attention(manifest, of_layers=config.losses.compares_layers)
         facts["codecs.attention_pairs"] = " and ".join(attention.pairs)
         if attention.names:
             facts["layers of the attention"] = shown_layers(attention.layers)

@@ -9,6 +9,7 @@ from alignkd.student_train.engine.build import check_optimizer
 from alignkd.student_train.engine.determinism import check_workspaces
 from alignkd.student_train.engine.one_device.engine import check_device_computes_in
 from alignkd.student_train.job import TrainJob
+from alignkd.student_train.metrics.trackers.installed import check_installed
 from alignkd.vlm.kernels.choice import check_kernels_installed
 
 
@@ -25,6 +26,7 @@ def check_machine(job: TrainJob, *, device_type: str, processes: int) -> None:
     """
     config = job.train
     check_optimizer(config)
+    check_installed(config.report_to)
     check_kernels_installed(config.kernels, device_type)
     check_device_computes_in(job.torch_dtype, torch.device(device_type))
     if config.deterministic and device_type == "cuda":

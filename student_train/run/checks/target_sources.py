@@ -177,7 +177,10 @@ def _head_of_stem(reader: StoreReader, config: TrainConfig) -> bool:
 
 def _is_the_stems(reader: StoreReader, config: TrainConfig, term: str, key: str) -> bool:
     chosen = getattr(config.targets, key)
-    codec = stored_attention(reader.manifest).codec if key == "attention" else getattr(reader.manifest.codecs, key)
+    if key == "attention":
+        codec = stored_attention(reader.manifest, of_layers=config.losses.compares_layers).codec
+    else:
+        codec = getattr(reader.manifest.codecs, key)
     source = target_source(codec, chosen, has_stem=config.stem is not None)
     if source is None:
         asked = "" if chosen is None else f" and targets.{key} is {chosen!r}"

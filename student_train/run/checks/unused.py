@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from alignkd.storage import StoreReader
-from alignkd.storage.codecs.settings import FROM_ALL, NOT_STORED
+from alignkd.storage.codecs.settings import FROM_ALL, NONE, NOT_STORED
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.affinity import AFFINITY
+from alignkd.storage.schema.targets.attention import attention_targets
 from alignkd.storage.schema.targets.counterfactual import removed_part
 from alignkd.storage.schema.targets.vision import STATE_NORMS, VISION_STATES, keeps, stored_relations
 from alignkd.storage.tools.target_bytes import bytes_per_record
@@ -25,12 +26,12 @@ class UnusedTarget:
     Attributes:
         target: `attention`, `vision_top`, `vision_all`, `logits`, `counterfactual`, or the name of a further target.
         layers: the teacher's layers; empty for other targets.
-        share: share of the target's bytes.
+        share: share of the target's bytes; None if it is not known.
     """
 
     target: str
     layers: tuple[int, ...] = ()
-    share: float = 1.0
+    share: float | None = 1.0
 
     def __str__(self) -> str:
         if not self.layers:
@@ -75,11 +76,15 @@ def unused_line(unused: Sequence[UnusedTarget], sizes: Mapping[str, float], wher
     """
     if not unused:
         return None
-    parts = [f"{one} ({_kib(one.share * sizes.get(one.target, 0.0))} KiB per sample)" for one in unused]
+    parts = [_with_size(one, sizes.get(one.target, 0.0)) for one in unused]
     return (
         f"{where}: no loss uses {', '.join(parts)}; to save the space, leave them out of the section store in the next "
         "dump; to use them, set train.losses"
     )
+
+
+def _with_size(unused: UnusedTarget, size: float) -> str:
+    return str(unused) if unused.share is None else f"{unused} ({_kib(unused.share * size)} KiB per sample)"
 
 
 def _kib(size: float) -> str:
@@ -98,9 +103,15 @@ def unused_of_store(reader: StoreReader, config: TrainConfig) -> str | None:
 
 
 def _unused_attention(manifest: Manifest, losses: LossConfig, *, used: bool) -> list[UnusedTarget]:
-    attention = stored_attention(manifest)
-    if attention.codec in NOT_STORED:
-        return []
-    compared = compared_teacher_layers(losses.attention_layers, attention.layers) if used else ()
-    rest = tuple(layer for layer in attention.layers if layer not in compared)
-    return [UnusedTarget(target="attention", layers=rest, share=len(rest) / len(attention.layers))] if rest else []
+    has_both = manifest.codecs.attention != NONE and bool(attention_targets(manifest.more))
+    found = []
+    for of_layers in (False, True) if has_both else (losses.compares_layers,):
+        attention = stored_attention(manifest, of_layers=of_layers)
+        if attention.codec in NOT_STORED:
+            continue
+        is_used = used and of_layers == losses.compares_layers
+        compared = compared_teacher_layers(losses.attention_layers, attention.layers) if is_used else ()
+        if rest := tuple(layer for layer in attention.layers if layer not in compared):
+            share = None if has_both else len(rest) / len(attention.layers)
+            found.append(UnusedTarget(target="attention", layers=rest, share=share))
+    return found

@@ -16,7 +16,7 @@ from alignkd.vlm.families.huggingface.inputs.preparation import HuggingFacePrepa
 
 Alignkd = Callable[..., Any]
 WriteConfig = Callable[..., Path]
-SHORT = {"steps": 2, "micro_batch": 2, "global_batch": 2, "data_workers": 0, "tensorboard": False}
+SHORT = {"steps": 2, "micro_batch": 2, "global_batch": 2, "data_workers": 0, "report_to": "none"}
 SMALL_STORE = {"attention": "none", "vision_top": "none", "vision_all": "none", "logits": {"kind": "topk", "top_k": 3}}
 LOGITS_ONLY = {"losses": {"attention": 0.0, "vision_top": 0.0, "vision_all": 0.0}}
 

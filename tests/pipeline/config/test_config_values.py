@@ -73,7 +73,7 @@ def test_a_wrong_value_is_refused_in_plain_words(where: tuple[str, ...]) -> None
         assert all(re.search("found|empty|missing|unknown key|environment variable|home folder", one) for one in own), (
             own
         )
-    lists = where == ("student", "lora", "targets")  # which may be a list of names
+    lists = where in (("student", "lora", "targets"), ("train", "report_to"))  # which may be a list of names
     assert not any((isinstance(value, list) and not lists) or value in (math.inf, 10**399) for value in accepted), (
         accepted
     )

@@ -36,7 +36,7 @@ def write_recipe(write_config: Callable[..., Path], golden: Path, tmp_path: Path
     def write(**changes: Any) -> Path:
         path = write_config("recipe.yaml")
         shared = yaml.safe_load(path.read_text())
-        shared["train"] = {"micro_batch": 2, "adapter_init": "mean_of_heads", "tensorboard": False}
+        shared["train"] = {"micro_batch": 2, "adapter_init": "mean_of_heads", "report_to": "none"}
         del shared["store"]["path"]
         data = {"first": ("plain.json", "plain"), "second": ("v1.json", "v1")}
         stages = [

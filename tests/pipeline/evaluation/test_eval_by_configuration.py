@@ -37,7 +37,7 @@ def write_evaluated(write_config: WriteConfig, brief_model: Path, data_root: Pat
 
     def write(name: str = "run.yaml", stages: Any = None, **evaluation: Any) -> Path:
         model = {"checkpoint": str(brief_model)}
-        path = write_config(name, teacher=model, student=model, train={"tensorboard": False})
+        path = write_config(name, teacher=model, student=model, train={"report_to": "none"})
         values = yaml.safe_load(path.read_text())
         values["eval"] = {"data": str(data_root), "benchmarks": "gqa", "dtype": "float32"} | evaluation
         path.write_text(yaml.safe_dump(values | ({"stages": stages} if stages else {})))
@@ -205,3 +205,33 @@ def test_stages_are_evaluated_by_their_own_sections(
     assert "eval.out" in refused.stderr and "alignkd eval --force" in refused.stderr
     forced = in_process("eval", config, "--force", "--json")
     assert json.loads(forced.stdout)["second"]["student"]["dtype"] == "bfloat16"
+
+
+def test_trackers_of_the_run_get_the_scores_of_the_student(
+    write_evaluated: WriteConfig, in_process: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The benchmark that has a score, of the run's own folder; a run that wandb does not have is left alone."""
+    from alignkd.student_train.metrics.trackers import of_run
+
+    told: list[Any] = []
+
+    class Follower:
+        def __init__(self, run: Any) -> None:
+            told.append(run)
+
+        def close(self) -> None:
+            pass
+
+    config, out = write_evaluated(), tmp_path / "out"
+    assert in_process("run", config).exit_code == 0
+    monkeypatch.setattr(of_run, "Follower", Follower)
+    values = yaml.safe_load(config.read_text())
+    values["train"]["report_to"] = ["wandb", "trackio"]
+    config.write_text(yaml.safe_dump(values))
+    (out / "trackers").mkdir()
+    (out / "trackers" / "trackio.json").write_text(json.dumps({"identifier": "abc", "settings": "s"}))
+    assert in_process("eval", config).exit_code == 0
+    (run,) = told
+    results = json.loads((out / "eval" / "student" / "results.json").read_text())
+    assert (run.tracker, run.output) == ("trackio", out)
+    assert run.scores == {"gqa": results["benchmarks"]["gqa"]["table_value"]}

@@ -47,7 +47,7 @@ def configuration(data: tiny_data.TinyData, checkpoint: Callable[..., Path], tmp
         "student": {"checkpoint": str(checkpoint(FAMILY, seed=2))},
         "store": {"path": str(tmp_path / "store"), "inputs": "embed"},
         "train": {"output": str(tmp_path / "out"), "steps": 2, "micro_batch": 2, "global_batch": 4, "data_workers": 0,
-                  "tensorboard": False},
+                  "report_to": "none"},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
     return tmp_path / "run.yaml"

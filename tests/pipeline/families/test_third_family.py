@@ -50,7 +50,7 @@ def configuration(monkeypatch: pytest.MonkeyPatch, golden_images: Path, tmp_path
         "store": {"path": str(tmp_path / "store"), "profile": "exact", "attention": "float32", "vision_top": "float32",
                   "vision_all": "float32", "logits": {"kind": "full", "dtype": "float32"}},
         "train": {"output": str(tmp_path / "out"), "steps": 3, "micro_batch": 2, "global_batch": 4, "data_workers": 0,
-                  "tensorboard": False},
+                  "report_to": "none"},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(sections))
     return tmp_path / "run.yaml"

@@ -53,7 +53,7 @@ def test_training_takes_the_host_memory_that_was_planned(
     config = write_config(
         student={"checkpoint": str(wider_student(golden, tmp_path / "wide")), "dtype": "bfloat16"},
         train={"steps": 1, "micro_batch": 1, "global_batch": 2, "optimizer": "adamw_offload", "data_workers": 1,
-               "tensorboard": False, "losses": {"supervised": 1.0, "logit": 0.0,
+               "report_to": "none", "losses": {"supervised": 1.0, "logit": 0.0,
                "attention": 0.0, "vision_all": 0.0, "vision_top": 0.0}},
     )  # fmt: skip
     run = load_run_config(config, "plan")

@@ -43,6 +43,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "text to text": {"attention_pairs": "tqt", "logits": {"kind": "sampled"}},
     "layers": {"attention": {"layers": [0, 1], "pairs": "all", "heads": {"groups": 2}}},
     "layers in bytes": {"profile": "compact", "attention": {"layers": "0%-100%", "heads": "mean"}},
+    "layers and the first": {"attention": {"layers": [1], "heads": "mean", "first_layer": "sqrt_u8"}},
     "layers of the stem": {"profile": "stem", "attention": {"layers": [0], "pairs": "all"}},
     "images inside": {"attention_pairs": "vqv", "attention": "sqrt_u8", "logits": {"kind": "none"}, "inputs": "embed"},
     "cosines": {"logits": {"kind": "none"}, "vision_text_affinity": "int8_unit"},

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from stem_runs import dumped, entry, trained
+from click.testing import CliRunner
+from stem_runs import FULL, dumped, entry, trained
 
+from alignkd.pipeline.cli import main
 from alignkd.pipeline.config.run_config import load_run_config
 from alignkd.pipeline.plan.objective import objective_line, planned_objective
+from alignkd.storage.schema.targets.attention import NAMES
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.objective.presets import METHODS, preset_losses
 from alignkd.student_train.objective.terms import TERMS
@@ -65,7 +68,7 @@ def test_a_run_from_the_dump_to_the_last_step(preset: str, write: WriteConfig, t
     assert any(line[name] for line in lines for name in weights)
 
 
-@pytest.mark.parametrize("preset", [name for name, method in METHODS.items() if not method.pairs])
+@pytest.mark.parametrize("preset", ["paper", *(name for name, method in METHODS.items() if not method.pairs)])
 def test_the_store_of_the_documents_serves_every_method(preset: str, tmp_path: Path) -> None:
     """The configuration refuses a loss without a target; the documents name the keys of `store` in one block."""
     page = (Path(__file__).parents[3] / "docs" / "objectives.md").read_text()
@@ -112,3 +115,39 @@ def test_a_plan_shows_what_a_preset_set() -> None:
     )
     assert json.loads(json.dumps(objective))["settings"]["attention_form"] == "cosine"
     assert planned_objective(None) is None
+
+
+@pytest.mark.parametrize("preset", ["paper", "compodistill"])
+def test_align_kd_and_a_band_of_layers_train_from_one_store(preset: str, write: WriteConfig) -> None:
+    """Each as from the store that has only its own attention, to the last bit."""
+    band = {"layers": "0%-100%", "pairs": "all", "heads": "mean", "codec": "float32"}
+    train = {"preset": preset, "losses": {}}
+    both = write("both", store={"attention": {**band, "first_layer": "float32"}}, train=train)
+    own_attention = "float32" if preset == "paper" else band
+    own = write("own", store={"attention": own_attention}, train=train)
+    lines = []
+    for path in (both, own):
+        dumped(path)
+        lines.append(trained(path))
+    terms = load_run_config(both, "run").train.losses.weights  # type: ignore[union-attr]
+    assert [{name: line[name] for name in terms} for line in lines[0]] == [
+        {name: line[name] for name in terms} for line in lines[1]
+    ]
+    assert lines[0][0]["attention"] > 0
+    store = load_run_config(both, "run").store.path
+    shown = CliRunner().invoke(main, ["shards", "show", str(store), "--json"])
+    layers = json.loads(shown.stdout)["attention_layers"]
+    assert {one["target"] for one in layers} == {"attention", *NAMES.values()}
+    assert CliRunner().invoke(main, ["shards", "verify", str(store), "--deep"]).exit_code == 0
+
+
+def test_a_plan_names_the_attention_that_a_preset_leaves(write: WriteConfig) -> None:
+    section = {"layers": [1], "pairs": "tqv", "heads": "mean", "first_layer": "float16"}
+    store = {"attention": section, "vision_all": "none", "vision_top": "none", "logits": FULL}
+    left = {}
+    for name, losses in (("first", {}), ("band", {"attention_layers": {0: 1}})):
+        weights = {"attention": 1.0, "vision_all": 0.0, "vision_top": 0.0}
+        path = write(name, store=store, train={"preset": "paper", "losses": {**weights, **losses}})
+        shown = CliRunner().invoke(main, ["plan", str(path)]).stdout
+        left[name] = shown.split("no loss uses ")[1].split(";")[0]
+    assert left == {"first": "attention of layer 1", "band": "attention of layer 0"}

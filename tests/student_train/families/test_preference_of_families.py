@@ -54,7 +54,7 @@ def test_a_student_that_is_the_teacher_starts_at_ln_2(
     lines: dict[str, list[dict[str, Any]]] = {}
     for case, limit in {"whole": {"micro_batch": 5}, "parts": {"micro_batch": 1, "global_batch": 5}}.items():
         config = TrainConfig(
-            **{"output": tmp_path / case, "steps": 3, "learning_rate": 1e-2, "warmup_ratio": 0.0, "tensorboard": False},
+            **{"output": tmp_path / case, "steps": 3, "learning_rate": 1e-2, "warmup_ratio": 0.0, "report_to": "none"},
             **{"preference": "dpo", "losses": LOSSES},
             **limit,
         )

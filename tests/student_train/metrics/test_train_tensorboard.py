@@ -38,7 +38,7 @@ def test_a_step_that_is_done_twice_is_shown_once(
 
 
 def test_it_can_be_switched_off(many_store: Path, make_job: MakeJob) -> None:
-    job = make_job(many_store, steps=1, tensorboard=False)
+    job = make_job(many_store, steps=1, report_to="none")
     train(job)
     assert not (job.train.output / "tensorboard").exists()
 

@@ -134,5 +134,5 @@ def test_unset_is_the_first_layer_and_no_other() -> None:
         TrainError, match=r"layer 0 .* the teacher's layer 0 if it is not set, but .* layers 10 to 22 only"
     ):
         layer_pairs(None, student, tuple(range(10, 23)))
-    with pytest.raises(TrainError, match="but there is attention of none; dump again"):
+    with pytest.raises(TrainError, match=r"attention of none; dump again with the first layer .*first_layer"):
         layer_pairs(None, student, ())

@@ -83,7 +83,7 @@ def make_run(pairs_store: Path, golden_folder: Path, images_folder: Path, tmp_pa
         losses = PREFERENCE | settings.pop("losses", {})
         config = TrainConfig(
             **defaults | {"preference": "dpo", "losses": losses, "output": tmp_path / name} | settings,
-            tensorboard=False,
+            report_to="none",
         )
         return TrainJob(
             student=golden_folder / "student",

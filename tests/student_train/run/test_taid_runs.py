@@ -79,7 +79,7 @@ def test_the_share_of_the_teacher_rises_with_the_recorded_losses(
 
     other = make_job(store, output=job.train.output.with_name("other"), micro_batch=4, **settings_of(6))
     other = TrainJob(
-        **vars(other) | {"train": other.train.model_copy(update={"losses": job.train.losses, "tensorboard": False})}
+        **vars(other) | {"train": other.train.model_copy(update={"losses": job.train.losses, "report_to": "none"})}
     )
     train(other)
     for line, same in zip(lines, read_metrics(other.train.output), strict=True):

@@ -1,0 +1,1 @@
+"""`alignkd report --html`: one page with curves, figures, scores and settings that loads nothing from elsewhere."""

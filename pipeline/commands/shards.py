@@ -10,6 +10,7 @@ from alignkd.pipeline.shards.copying import convert, merge
 from alignkd.pipeline.shards.diff import diff
 from alignkd.pipeline.shards.export import export
 from alignkd.pipeline.shards.ls import ls
+from alignkd.pipeline.shards.push import push
 from alignkd.pipeline.shards.select import select
 from alignkd.pipeline.shards.show import show
 from alignkd.pipeline.shards.stats import stats
@@ -41,12 +42,12 @@ class Shards(click.Group):
 def shards(context: click.Context) -> None:
     """Inspect, compare, convert and repair stores.
 
-    STORE is a folder, or a URL such as s3://bucket/store.
+    STORE is a folder, or a URL such as s3://bucket/store or hf://datasets/org/name.
 
     Example: alignkd shards ls runs/store
     """
     context.with_resource(ends_on_interrupt())
 
 
-for command in (ls, show, stats, verify, diff, select, convert, export, merge, centres, gc, index):
+for command in (ls, show, stats, verify, diff, select, convert, export, merge, centres, gc, index, push):
     shards.add_command(command)

@@ -34,7 +34,7 @@ class StoreListing:
     root_hash: str
 
 
-def list_shards(path: Path | str) -> list[ShardInfo]:
+def list_shards(path: Path | str | StoreFiles) -> list[ShardInfo]:
     """Every shard of the plan, in order.
 
     Raises:

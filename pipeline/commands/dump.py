@@ -8,7 +8,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.printing import json_option, print_json, print_note
 
 
 @click.command()
@@ -110,6 +110,6 @@ def _run(
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
         for line in unusable_lines(end.result, settings.store.path):
-            click.echo(line, err=True)
+            print_note(line)
         click.echo(result_line(end.result, config))
     end_if_interrupted(end.interrupted_by)

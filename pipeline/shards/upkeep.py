@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json, print_note
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -88,7 +88,7 @@ def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
     else:
         for state in states:
             if state.message:
-                click.echo(f"shard {state.shard} {state.state}: {state.message}", err=True)
+                print_note(f"shard {state.shard} {state.state}: {state.message}")
         step = "; run with --rebuild" if counts["repairable"] else ""
         shown = ", ".join(f"{number} {name}" for name, number in counts.items()) or "no shards"
         click.echo(f"{store}: indexes made from the tars and compared with the committed sha256: {shown}{step}")

@@ -114,6 +114,17 @@ def ending_together() -> Iterator[None]:
     Raises:
         TrainError: the connection to another rank was lost.
     """
+    try:
+        with _telling_the_others():
+            yield
+    finally:
+        if _watch is not None:
+            _watch.end_run()
+
+
+@contextmanager
+def _telling_the_others() -> Iterator[None]:
+    """As `ending_together`, for a part of a run."""
     if _watch is None:
         yield
         return
@@ -174,7 +185,7 @@ def _join(place: MeetingPoint, wait: timedelta) -> torch.device:
         silence = min(SILENCE_SECONDS, wait.total_seconds())
         _watch = RankWatch(met.store, rank, world_size, place=place, silence=silence)
         _watch.start()
-    with ending_together():  # from here on, a rank that cannot go on tells the others
+    with _telling_the_others():  # from here on, a rank that cannot go on tells the others
         device = _used_device()
         with joining(place):
             backend = "nccl" if device.type == "cuda" else "gloo"

@@ -67,7 +67,10 @@ class RankWatch:
         # one connection per thread: a call that waits blocks its connection
         own = PrefixStore("alignkd", store)
         self._store, self._reports = (own.clone() for _ in range(2))  # type: ignore[attr-defined]
-        self._problem: str | None = None
+        # A caller may go on after the error of a run, and train again in the same processes: each run of theirs has its
+        # own number, and a problem belongs to one of them.
+        self._run = 0
+        self._problems: dict[int, str] = {}
         self._rounds = 0
         self._reported = False
 
@@ -76,15 +79,21 @@ class RankWatch:
         for target in (self._talk, self._judge):
             threading.Thread(target=target, daemon=True, name=f"watch{target.__name__}").start()
 
+    def end_run(self) -> None:
+        """The run has ended, with or without an error; a next one may follow. All ranks do the same runs."""
+        self.is_on = False
+        self._run += 1
+        self._reported = False
+
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends with an error; returns when they know or after a few seconds."""
         if self._reported:
             return
         self._reported = True
         with suppress(RuntimeError):  # the store is gone: nobody can be told
-            self._tell(self._reports, f"{self._own}: {_one_line(error)}")
+            self._tell(self._reports, self._run, f"{self._own}: {_one_line(error)}")
             if self._rank == 0:  # whose process may be the store
-                others = [f"end/{rank}" for rank in range(1, self._world_size)]
+                others = [f"end/{self._run}/{rank}" for rank in range(1, self._world_size)]
                 limit = time.monotonic() + READING_SECONDS
                 while not self._reports.check(others) and time.monotonic() < limit:
                     time.sleep(POLL_SECONDS / 10)
@@ -104,38 +113,43 @@ class RankWatch:
             f"killed, or a machine or the network failed, {RESUME}"
         )
 
-    def _tell(self, store: Store, text: str) -> None:
-        store.compare_set(PROBLEM, "", text)  # the first one is the cause of the others
-        store.set(f"end/{self._rank}", "")
+    @property
+    def _problem(self) -> str | None:
+        """What has ended this run, of any rank; None while nothing is known."""
+        return self._problems.get(self._run)
+
+    def _tell(self, store: Store, run: int, text: str) -> None:
+        store.compare_set(f"{PROBLEM}/{run}", "", text)  # the first one is the cause of the others
+        store.set(f"end/{run}/{self._rank}", "")
 
     def _talk(self) -> None:
-        silent, before, lives = 0.0, b"", False
+        silent, before, lives, last = 0.0, b"", False, self._run
         store, beat = self._store, f"beat/{self._next}"
-        try:
-            while self._problem is None:
-                if not self.is_on:  # it may be the end of all processes, and of the store
-                    silent, before, lives = 0.0, b"", False
-                    time.sleep(POLL_SECONDS)
-                    continue
+        while True:
+            run = self._run
+            if run != last or not self.is_on:  # after a run, it may be the end of all processes, and of the store
+                silent, before, lives, last = 0.0, b"", False, run
+            if not self.is_on or run in self._problems:
+                time.sleep(POLL_SECONDS)
+                continue
+            try:
                 store.set(f"beat/{self._rank}", str(self._rounds))
-                if store.check([PROBLEM]):
-                    self._problem = store.get(PROBLEM).decode(errors="replace")
-                    store.set(f"end/{self._rank}", "")
+                if store.check([f"{PROBLEM}/{run}"]):
+                    self._problems[run] = store.get(f"{PROBLEM}/{run}").decode(errors="replace")
+                    store.set(f"end/{run}/{self._rank}", "")
                 elif store.check([beat]):
                     found = store.get(beat)
                     lives = lives or before not in (b"", found)  # not only a sign that is left from an earlier run
                     # in rounds, not by the clock: after a suspended job goes on, its clock has jumped
                     silent, before = (silent + POLL_SECONDS, before) if found == before else (0.0, found)
                     if lives and silent >= self._silence:
-                        self._tell(store, self._lost(f"rank {self._next}"))
-                self._rounds += 1
-                time.sleep(POLL_SECONDS)
-        except RuntimeError as error:
-            # of torch.distributed: the process that is the store has ended
-            self._problem = (
-                f"{self._place}: its process cannot be reached any more ({' '.join(str(error).split())[:80]})"
-            )
-            self._problem += f"; {RESUME}"
+                        self._tell(store, run, self._lost(f"rank {self._next}"))
+            except RuntimeError as error:
+                # of torch.distributed: the process that is the store has ended
+                what = f"its process cannot be reached any more ({' '.join(str(error).split())[:80]})"
+                self._problems[run] = f"{self._place}: {what}; {RESUME}"
+            self._rounds += 1
+            time.sleep(POLL_SECONDS)
 
     def _lost(self, what: str) -> str:
         return (
@@ -152,7 +166,7 @@ class RankWatch:
                 known = stuck = 0.0
                 continue
             stuck, rounds = (stuck + POLL_SECONDS, rounds) if self._rounds == rounds else (0.0, self._rounds)
-            known += POLL_SECONDS if self._problem is not None else 0.0
+            known = known + POLL_SECONDS if self._problem is not None else 0.0
             if known > GRACE_SECONDS:
                 return self._end(f"{self._own} ends because of {self._problem}")
             if stuck > self._silence and self._problem is None:

@@ -163,3 +163,17 @@ def test_the_first_rank_waits_until_the_others_know(watches: Watches, ends: Ends
     first.report(TrainError("full disk"))
     assert time.monotonic() - began < watch.READING_SECONDS
     assert ended(ends).endswith("full disk")
+
+
+def test_a_run_after_a_failed_one_has_problems_of_its_own(watches: Watches, ends: Ends) -> None:
+    """A script may catch the error of a run on all ranks, and train again in the same processes."""
+    both = first, second = watches(2)
+    second.report(TrainError("of the first run"))
+    for rank in both:
+        rank.end_run()
+        rank.is_on = True
+        rank.start()
+    time.sleep(0.5)
+    assert not ends
+    second.report(TrainError("of the second run"))
+    assert ended(ends).endswith("of the second run")

@@ -1,13 +1,12 @@
 """The figures of training runs for `alignkd report`, as their output folders hold them; nothing is recomputed."""
 
-import itertools
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.pipeline.report.lines import figures_in
 from alignkd.storage import StoreError
 from alignkd.student_train.output import (
     BY_SOURCE,
@@ -198,7 +197,7 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
         tokens_per_second=_median(lines, "tokens_per_second"),
         padding=_median(lines, "padding"),
         wait_share=_median(lines, "wait_share"),
-        peak_memory_mib=max((line["peak_memory_mib"] for line in lines if "peak_memory_mib" in line), default=None),
+        peak_memory_mib=max(_known(lines, "peak_memory_mib"), default=None),
         curves=curves,
         moved=_points(lines, lambda line: [name for name in MOVED if name in line]),
         figures=_points(lines, lambda line: [name for name in FIGURES if name in line]),
@@ -209,7 +208,9 @@ def _load(folder: Path, name: str, lines: list[dict[str, Any]], smooth: int | No
 
 def _by_source(lines: Sequence[dict[str, Any]], window: int) -> dict[str, dict[str, float]]:
     sources = dict.fromkeys(source for line in lines for source in line.get(BY_SOURCE, {}))
-    return {source: _of_source([line[BY_SOURCE].get(source, {}) for line in lines], window) for source in sources}
+    return {
+        source: _of_source([line.get(BY_SOURCE, {}).get(source, {}) for line in lines], window) for source in sources
+    }
 
 
 def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, float]:
@@ -219,7 +220,7 @@ def _of_source(figures: Sequence[dict[str, Any]], window: int) -> dict[str, floa
         last = [(step[name], step["samples"]) for step in figures if step.get(name) is not None][-window:]
         if name == DOMAIN_WEIGHT and last:  # also of steps without a sample of the source
             found[name] = statistics.fmean(step[name] for step in figures if step.get(name) is not None)
-        elif last:
+        elif any(samples for _, samples in last):
             found[name] = statistics.fmean(*map(list, zip(*last, strict=True)))
     return found
 
@@ -241,52 +242,30 @@ def validation_lines(folder: Path) -> list[dict[str, Any]]:
     """
     file = folder / VALIDATION
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise unreadable(file, error) from error
-    whole = [(number, line) for number, line in enumerate(text.splitlines(keepends=True), 1) if line.endswith("}\n")]
-    try:
-        lines: list[dict[str, Any]] = [json.loads(line) for _, line in whole]
-        assert all({"step", "loss", "best_step"} <= line.keys() for line in lines)
-    except (json.JSONDecodeError, AssertionError, AttributeError) as error:
-        raise InputError(f"{file}: is not the validation file of a training run; restore it or move it away") from error
-    _check_order(file, [(number, line["step"]) for (number, _), line in zip(whole, lines, strict=True)])
-    return lines
+    otherwise = "is not the validation file of a training run; restore it or move it away"
+    return figures_in(content, file, ("step", "loss", "best_step"), otherwise=otherwise)
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     file = folder / METRICS
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{file}: cannot be read ({error.strerror}); give the output folder of a training run, or of an evaluation"
         ) from error
     except OSError as error:
         raise unreadable(file, error) from error
-    # the file of a run that is running or was killed may end in an incomplete line
-    whole = [(number, line) for number, line in enumerate(text.splitlines(keepends=True), 1) if line.endswith("}\n")]
-    try:
-        lines: list[dict[str, Any]] = [json.loads(line) for _, line in whole]
-        if not lines:
-            raise InputError(f"{file}: has no step yet; wait until the run has done its first one")
-        assert all({"step", "samples_seen", "loss"} <= line.keys() for line in lines)
-    except (json.JSONDecodeError, AssertionError, AttributeError) as error:
-        raise InputError(f"{file}: is not the metrics file of a training run; give the run's output folder") from error
-    _check_order(file, [(number, line["step"]) for (number, _), line in zip(whole, lines, strict=True)])
+    otherwise = "is not the metrics file of a training run; give the run's output folder"
+    lines = figures_in(content, file, ("step", "samples_seen", "loss"), otherwise=otherwise)
+    if not lines:
+        raise InputError(f"{file}: has no step yet; wait until the run has done its first one")
     return lines
-
-
-def _check_order(file: Path, steps: Sequence[tuple[int, Any]]) -> None:
-    """Refuse a file that two runs wrote at the same time; `steps` are (line number, step)."""
-    for (_, before), (number, step) in itertools.pairwise(steps):
-        if not isinstance(step, int) or step <= before:
-            raise InputError(
-                f"{file}: line {number} has step {step} after step {before}; several runs wrote the file at the same "
-                "time, and their figures cannot be separated; train again into another output"
-            )
 
 
 def _is_finished(folder: Path) -> bool:
@@ -297,8 +276,12 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _median(lines: Sequence[dict[str, Any]], name: str) -> float | None:
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = _known(lines, name)
     return statistics.median(values) if values else None
+
+
+def _known(lines: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in lines if line.get(name) is not None]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

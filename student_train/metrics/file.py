@@ -51,7 +51,9 @@ class MetricsLog:
     def _complete_lines(self) -> list[str]:
         if not self.path.exists():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=False) if line.endswith("}")]
+        # a kill or a full disk may have cut the last line, also after the end of an object inside it
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("}\n")]
 
 
 def peak_memory_mib(device: torch.device) -> float:

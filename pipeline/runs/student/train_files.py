@@ -1,7 +1,6 @@
 """The files of a training run as another process reads them, also while the run writes them; loads no torch."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from alignkd.student_train.errors import TrainError
 from alignkd.student_train.output import METRICS, checkpoints_folder
 
 VALIDATION = "validation.jsonl"
+# the sum of larger numbers may be none
+_LARGEST = 1e300
 STATE = "state.json"
 
 
@@ -101,14 +102,14 @@ def read_scores(output: Path) -> dict[str, float] | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a JSON file is a finite number that a run can have computed."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _object(line: str, needed: tuple[str, ...]) -> dict[str, Any] | None:
     try:
         document = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     usable = isinstance(document, dict) and document.keys() >= set(needed) and isinstance(document["step"], int)
     return document if usable else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.student_train.metrics.file import Metrics
-from alignkd.student_train.metrics.trackers.process import END
+from alignkd.student_train.metrics.trackers.process import END, KINDS
 from alignkd.student_train.metrics.trackers.service import TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Follower:
             self._note_end(self._process)
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
-            for kind, text in json.loads(line).items():
+            for kind, text in _message(line).items():
                 logger.log(logging.WARNING if kind == "warning" else logging.INFO, "%s: %s", self._name, text)
 
     def _note_end(self, process: subprocess.Popen[bytes]) -> None:
@@ -94,6 +94,17 @@ class Follower:
             if code != 0:
                 logger.warning("%s: its process ended with code %d; the training goes on without it", self._name, code)
                 self._process = None
+
+
+def _message(line: bytes) -> dict[str, str]:
+    """What the process said in a line; nothing if another program of its start has printed the line.
+
+    A `sitecustomize` or a module that is imported may print before the process has put its standard output away.
+    """
+    with suppress(ValueError):
+        if isinstance(found := json.loads(line), dict):
+            return {kind: text for kind, text in found.items() if kind in KINDS}
+    return {}
 
 
 def _started(run: TrackedRun) -> subprocess.Popen[bytes]:

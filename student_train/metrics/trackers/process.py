@@ -28,6 +28,7 @@ LONGEST_END = 60.0
 ROWS_AT_ONCE = 500
 LONGEST_REASON = 200
 END = b"end"
+KINDS = ("note", "warning")  # of messages
 
 
 class Messages:

@@ -86,6 +86,48 @@ def test_what_is_no_run_is_one_line(content: str | None, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "figures",
+    [
+        '"loss": "<script>"',
+        '"loss": [1]',
+        f'"loss": 1{"0" * 400}',
+        '"loss": 1e308',
+        '"loss": 1, "seconds": "a"',
+        '"loss": 1, "samples_seen": null',
+        '"loss": 1, "samples_text": 0.5',
+        '"loss": 1, "by_source": [1]',
+        '"loss": 1, "by_source": {"a": 1}',
+        '"loss": 1, "by_source": {"a": {"loss": 1}}',
+        f'"loss": {"[" * 100_000}',
+    ],
+)
+def test_figures_that_no_run_wrote_are_one_line(figures: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "samples_seen": 4, ' + figures + "}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is not the metrics file .* \(line 1: ") as error:
+        load_runs([tmp_path], smooth=1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is not the metrics file"):
+        load_runs([tmp_path], smooth=1)
+
+
+def test_gaps_in_the_figures_are_left_out(tmp_path: Path) -> None:
+    """NaN of another writer, a source without samples, a step without sources."""
+    lines = [
+        '{"step": 1, "samples_seen": 4, "loss": NaN, "peak_memory_mib": null, "by_source": {"a": {"samples": 0, '
+        '"loss": 1}}}',
+        '{"step": 2, "samples_seen": 8, "loss": 3, "grad_norm": -Infinity}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run,) = load_runs([tmp_path], smooth=1)
+    assert run.curves == {"loss": [(2, 3)]} and run.figures == {} and run.peak_memory_mib is None
+    assert run.by_source == {"a": {"samples": 0}}
+
+
+@pytest.mark.parametrize(
     ("steps", "named"), [([1, 2, 2, 3], "line 3 has step 2 after step 2"), ([1, 2, 3, 1], "line 4 has")]
 )
 def test_what_two_runs_wrote_at_once_is_refused(steps: list[int], named: str, tmp_path: Path) -> None:

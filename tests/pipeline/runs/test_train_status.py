@@ -132,6 +132,7 @@ def test_damaged_and_half_written_files(written: Path, status: Callable[..., Any
     metrics = written / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     lines[3:5] = ["\x00\x00\x00\n", '{"step": 5, "lo\n']
+    lines[8] = json.dumps(json.loads(lines[8]) | {"loss": 10**400, "seconds": 1e308}) + "\n"
     metrics.write_text("".join(lines) + '{"step": 11, "loss": 1.')
     (written / "checkpoints" / "step-00000009").mkdir()
     (written / "finished.json").write_text("{")

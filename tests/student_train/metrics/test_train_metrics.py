@@ -11,6 +11,10 @@ def test_cut_back_drops_later_and_torn_lines(tmp_path: Path) -> None:
     assert log.cut_back(0) == {}
     for step in range(1, 6):
         log.append({"step": step, "loss": step / 3})
+    for torn in ('{"step": 6, "by_source": {"a": {}}', '{"step": 6, "lo'):
+        with log.path.open("a") as file:
+            file.write(torn)
+        log.cut_back(5)
     with log.path.open("a") as file:
         file.write('{"step": 6, "lo')
     assert log.cut_back(3) == {"step": 3, "loss": 1.0}

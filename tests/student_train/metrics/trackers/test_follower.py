@@ -116,6 +116,19 @@ def test_a_process_that_is_killed_is_one_warning(tmp_path: Path, caplog: pytest.
     ]
 
 
+def test_what_else_the_process_prints_is_no_message(
+    fresh_trackers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A `sitecustomize` of the machine may print before the process begins."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("""print('welcome\\n1\\n{"kind": "x"}\\n[2]')""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with caplog.at_level(logging.INFO):
+        part(tmp_path / "out", [1])
+    assert [record.getMessage() for record in caplog.records] == ["wandb: disabled by WANDB_MODE"]
+
+
 def test_only_the_first_rank_has_trackers(tmp_path: Path) -> None:
     def opened() -> list[Any]:
         raise AssertionError("a tracker was opened")

@@ -22,6 +22,7 @@ from alignkd.teacher_dump.job import DumpJob
 from alignkd.vlm.errors import InputError, one_line
 
 ADDRESS_SECONDS = 10.0
+SMALLEST_SHARE, LARGEST_SHARE = 1e-4, 1e6
 # calls to one worker at a time: two shards, `open`, `report`, `stop` and `finish`
 CALLS = 8
 _LOW_MEMORY = re.compile(r"low on memory|NODE_OUT_OF_MEMORY")
@@ -35,10 +36,20 @@ class WorkerShape:
     Attributes:
         gpus: number or fraction of a GPU; 0 computes on the CPU unless `teacher.device` is set.
         cpus: number or fraction of CPUs; torch uses as many threads.
+
+    Raises:
+        InputError: Ray cannot count such a number.
     """
 
     gpus: float = 1.0
     cpus: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
+            if value != 0 and not SMALLEST_SHARE <= value < LARGEST_SHARE:
+                raise InputError(
+                    f"--{name}-per-worker is {value:g}, expected 0 or a number from {SMALLEST_SHARE:g}, in which Ray counts"
+                )
 
     def __str__(self) -> str:
         return f"{self.gpus:g} GPU and {self.cpus:g} CPU"
@@ -57,7 +68,8 @@ def ray_fleet(
             on this machine, which ends with the block.
 
     Raises:
-        InputError: ray is not installed, no cluster at the address, or one of another version.
+        InputError: ray is not installed, no cluster at the address, or one of another version; a launcher started
+            several of this process.
     """
     # a new cluster reports nothing to anybody
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -66,6 +78,7 @@ def ray_fleet(
     except ImportError:
         raise InputError("--ray needs ray; pip install 'alignkd[ray]'") from None
     _check_device(job, shape)
+    _check_launcher()
     # Ray prints pages about dead machines to stdout, where only the result of the command belongs
     with contextlib.redirect_stdout(_Nothing()):
         _connect(ray, address)
@@ -99,12 +112,31 @@ def _check_address(address: str) -> None:
             "machine outside of the cluster submit the command by `ray job submit`"
         )
     try:
-        socket.create_connection((match[1], int(match[2])), ADDRESS_SECONDS).close()
+        with socket.create_connection((match[1], int(match[2])), ADDRESS_SECONDS) as connection:
+            is_other = os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(connection)
     except OSError as error:
         raise InputError(
             f"--address {address}: no Ray cluster answers ({error.strerror or one_line(error)}); start one by `ray "
             "start --head`, or check the address"
         ) from None
+    if is_other:
+        raise InputError(
+            f"--address {address}: what answers there is no Ray cluster; give the port that `ray start --head` printed, "
+            "usually 6379"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side answers the first bytes of HTTP/2 with its settings, as every server of gRPC does."""
+    preface, no_settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+    connection.settimeout(ADDRESS_SECONDS)
+    with contextlib.suppress(OSError):
+        connection.sendall(preface + no_settings)
+        answer = b""
+        while len(answer) < 4 and (piece := connection.recv(9 - len(answer))):
+            answer += piece
+        return answer[3:4] == b"\x04"  # the kind of the frame
+    return False
 
 
 def _check_device(job: DumpJob, shape: WorkerShape) -> None:
@@ -112,6 +144,16 @@ def _check_device(job: DumpJob, shape: WorkerShape) -> None:
     if shape.gpus and device is not None and device.startswith("cuda:") and device != "cuda:0":
         raise InputError(
             f"teacher.device is {device!r}, but a worker sees only the GPU that Ray gives it, as cuda:0; leave it out"
+        )
+
+
+def _check_launcher() -> None:
+    """Refuse the command in each process of a launcher: each would start workers for all shards."""
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        found = " ".join(f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ)
+        raise InputError(
+            f"{found} in the environment, but --ray starts the workers itself; start the command once, without "
+            "torchrun or deepspeed, or unset these variables"
         )
 
 

@@ -25,7 +25,8 @@ class GenerateConfig(Settings):
         samples_per_question: entries that are written per sample, each with answers of its own.
         shard_size: samples per file of answers.
         on_error: `quarantine` lists an unusable sample in the report of its shard and continues; `stop` ends the run.
-        max_errors: a run with more unusable samples stops; None for no limit.
+        max_errors: a run with more unusable samples stops, each of several workers by its own count; None for no
+            limit.
     """
 
     output: UserPath

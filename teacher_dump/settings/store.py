@@ -73,7 +73,8 @@ class StoreConfig(Settings):
         shard_size: samples per shard.
         seed: seed of the order in which samples are written, and of the draws of `logits.kind: sampled`.
         on_error: `quarantine` lists an unusable sample in the store and continues; `stop` ends the run.
-        max_errors: a run with more unusable samples stops; None for no limit.
+        max_errors: a run with more unusable samples stops, each of several workers by its own count; None for no
+            limit.
     """
 
     path: UserLocation

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -42,6 +43,35 @@ def test_an_address_where_nothing_answers_is_refused_at_once(
     assert said.startswith(f"--address {free}: no Ray cluster answers (Connection refused); start one by `ray start")
     monkeypatch.setenv("RAY_ADDRESS", free)
     assert refusal(make_job()) == said
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b""])
+def test_another_server_at_the_address_is_refused_at_once(greeting: bytes, make_job: MakeJob) -> None:
+    """Ray would try for minutes."""
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(greeting)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = refusal(make_job(), address)
+    assert said.startswith(f"--address {address}: what answers there is no Ray cluster; give the port")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-9])
+def test_a_share_that_ray_cannot_count_is_refused(value: float) -> None:
+    for name in ("gpus", "cpus"):
+        with pytest.raises(InputError, match=f"--{name}-per-worker is {value:g}, expected 0 or a number from 0.0001"):
+            WorkerShape(**{name: value})
+
+
+def test_a_process_of_a_launcher_is_refused(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert refusal(make_job()).startswith("RANK=1 WORLD_SIZE=4 in the environment, but --ray starts the workers itself")
 
 
 def test_a_worker_sees_one_gpu_only(make_job: MakeJob) -> None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-zarr test-kernels check wheel-check format install
+.PHONY: demo test test-zarr test-kernels check wheel-check docs format install
 
 # The stamp is newer than what decides the installation: a second `make` starts at once.
 install: $(VENV)/.installed
@@ -43,10 +43,18 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/mypy tests/api/typed_script.py
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run .ci/wheel_check
 
-# builds the wheel, installs it beside foreign packages, runs the demo from it
+# builds wheel and source distribution, runs the Dockerfile's pip commands, installs the wheel beside foreign packages and
+# without extras, runs the demo from it
 wheel-check: install
 	.ci/wheel_check
+
+# the documentation in site/, to be opened from there; the variable silences the advertisement of another program
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python .ci/site_check.py site
 
 format: install
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import click
 
 from alignkd.pipeline.console.program import Program
+from alignkd.version import __version__
 
 # a name is both the file in `commands/` and the command in it
 COMMANDS = (
@@ -25,7 +26,7 @@ COMMANDS = (
 
 
 @click.group(cls=Program, package="alignkd.pipeline.commands", modules=COMMANDS)
-@click.version_option(package_name="alignkd")
+@click.version_option(__version__, prog_name="alignkd")
 def main() -> None:
     """Offline distillation of vision-language models.
 

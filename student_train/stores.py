@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkd.storage.files.hub_location import is_hub_url, parse_hub_location
 from alignkd.student_train.errors import TrainError
 
 
@@ -33,7 +34,10 @@ class TrainStore:
 
 
 def store_name(path: Path | str) -> str:
-    """The last part of a store's path or URL."""
+    """The last part of a store's path or URL; of one on the hub without the revision."""
+    if is_hub_url(path):
+        place = parse_hub_location(str(path))
+        return (place.prefix or place.repo).rpartition("/")[2]
     return str(path).rstrip("/").rpartition("/")[2] or str(path)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from alignkd.storage.errors import StoreError
 from alignkd.storage.schema.manifest import SCHEMA_VERSION, Manifest
+from alignkd.storage.schema.read_from import ImageFolder, image_folders
 from alignkd.storage.schema.sources import MAX_ADDITIONS, MAX_PIECES, MAX_SOURCES, Addition, StoredPiece, StoredSource
 from alignkd.vlm.data.data_list import DataList, ListedSource
 from alignkd.vlm.data.source import DataSet, Piece
@@ -95,6 +96,11 @@ def continued_list(path: Path | str, stored: Manifest, samples: DataList, sets: 
         },
         added=num_added,
     )
+
+
+def image_folders_of(samples: DataList, sets: Sequence[DataSet]) -> tuple[ImageFolder, ...]:
+    """Where the images of each data set are, for a manifest."""
+    return image_folders((listed.start, data.images) for listed, data in zip(samples.sources, sets, strict=True))
 
 
 def _known(stored: Manifest, samples: DataList) -> list[StoredSource] | None:

@@ -10,19 +10,18 @@ from dataclasses import replace
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.location import check_location
 from alignkd.storage.places import load_manifest
-from alignkd.storage.read.store import StoreReader
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.storage.schema.targets.sequence import has_sequence_logprob
 from alignkd.storage.write.store import StoreWriter, open_writer
 from alignkd.teacher_dump.attachments import make_attachments, remarks_on_stem
 from alignkd.teacher_dump.bucketing import least_work_buckets
-from alignkd.teacher_dump.data_parts import continued_list, whole_list
+from alignkd.teacher_dump.data_parts import continued_list, image_folders_of, whole_list
 from alignkd.teacher_dump.fingerprint import make_manifest
-from alignkd.teacher_dump.job import DumpJob, DumpResult
+from alignkd.teacher_dump.job import DumpJob, DumpResult, stored_result
 from alignkd.teacher_dump.operation.memory_faults import in_halves
-from alignkd.teacher_dump.operation.retry import may_be_retried, shards_to_retry
+from alignkd.teacher_dump.operation.retry import shards_to_retry
 from alignkd.teacher_dump.operation.shard_thread import Done, Finished, Outcome, ShardThread
-from alignkd.teacher_dump.operation.unusable import does_not_fit, why_none
+from alignkd.teacher_dump.operation.unusable import does_not_fit
 from alignkd.teacher_dump.preparation import PlannedWindow, PreparationThreads, Window
 from alignkd.teacher_dump.sanity import check_teacher
 from alignkd.teacher_dump.sanity_report import SanityFinding
@@ -75,7 +74,8 @@ def _dump(job: DumpJob, model: VisionLanguageModel | None) -> DumpResult:
     attachments = make_attachments(job, teacher)
     data = None if stored is None else continued_list(job.store.path, stored, samples, job.data)
     data = data or whole_list(samples, job.data)
-    manifest = make_manifest(job, teacher, preparation, data, attachments, stored)
+    folders = image_folders_of(samples, job.data)
+    manifest = make_manifest(job, teacher, preparation, data, attachments, stored, folders)
     # a checkpoint that cannot be loaded must not leave a new store behind; a finished store needs no teacher
     if model is None and stored is None:
         model = load_teacher(job, teacher)
@@ -133,20 +133,28 @@ class _Run:
             ShardThread(job.store, self.samples.where, self._note) as writer,
         ):
             self._check_teacher(model, threads)
-            for window in threads.windows(self._windows(shards)):
-                if window.plan.start == 0:
-                    if (
-                        job.control.stops.finishing
-                    ):  # shards are requested one window ahead; after a stop request, do not start the next
-                        break
-                    writer.begin(self.store.open_shard(window.plan.shard))
-                if window.unusable:
-                    writer.put(list(window.unusable))
-                for outcomes in self._batches(capture, window, threads):
-                    writer.put(outcomes)
-                if window.plan.is_last:
-                    writer.commit()
+            self._write_known(capture, threads, writer, shards)
+            while job.control.waits_for_more():
+                writer.tick()
+                self._write_known(capture, threads, writer, shards)
             writer.finish()
+
+    def _write_known(
+        self, capture: Capture, threads: PreparationThreads, writer: ShardThread, shards: Iterable[int]
+    ) -> None:
+        """Hand the samples of the shards that are known now to `writer`, which commits them."""
+        for window in threads.windows(self._windows(shards)):
+            if window.plan.start == 0:
+                # shards are requested one window ahead; after a stop request, do not start the next
+                if self.job.control.stops.finishing:
+                    return
+                writer.begin(self.store.open_shard(window.plan.shard))
+            if window.unusable:
+                writer.put(list(window.unusable))
+            for outcomes in self._batches(capture, window, threads):
+                writer.put(outcomes)
+            if window.plan.is_last:
+                writer.commit()
 
     def retry(self) -> None:
         """Mark shards as pending if samples that they list as unusable can be prepared now."""
@@ -163,19 +171,12 @@ class _Run:
 
     def result(self, seconds: float) -> DumpResult:
         """The state of the store, and the part that this run wrote."""
-        job, is_complete = self.job, not self.store.pending_shards()
-        reader = StoreReader(job.store.path, allow_incomplete=True)
-        quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
-        if is_complete and not len(reader):
-            raise InputError(
-                f"{self.samples.path}: none of {len(self.samples)} samples is usable, {why_none(quarantined)}"
-            )
-        return DumpResult(
+        return stored_result(
+            self.job.store.path,
+            data=self.samples.path,
             num_samples=len(self.samples),
-            num_records=len(reader),
+            is_complete=not self.store.pending_shards(),
             written=self.written,
-            quarantined=quarantined,
-            retryable=sum(may_be_retried(reason) for _, _, reason in quarantined),
             shards_written=self.shards_written,
             seconds=seconds,
             halved_batches=self.halved,

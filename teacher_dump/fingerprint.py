@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import torch
 
 from alignkd.storage.schema.manifest import Manifest, Shapes
+from alignkd.storage.schema.read_from import ImageFolder, ReadFrom, absolute
 from alignkd.storage.schema.targets.sequence import SEQUENCE_TARGET, has_sequence_logprob
 from alignkd.teacher_dump.data_parts import DataParts
 from alignkd.teacher_dump.job import DumpJob
@@ -28,10 +29,14 @@ def make_manifest(
     data: DataParts,
     attachments: Mapping[str, bytes],
     stored: Manifest | None = None,
+    images: Sequence[ImageFolder] = (),
 ) -> Manifest:
     """The manifest of the store that `job` writes; one that exists (`stored`) is continued with what it has.
 
     A store of an earlier version without `sequence_logprob` stays without it.
+
+    Args:
+        images: the folders of the images.
     """
     config = teacher.config
     manifest = manifest_of(
@@ -53,7 +58,18 @@ def make_manifest(
     more = manifest.more
     if stored is not None and not has_sequence_logprob(stored):
         more = tuple(target for target in more if target != SEQUENCE_TARGET)
-    return manifest.changed(**data.fields, more=more)
+    return manifest.changed(**data.fields, more=more, read_from=_read_from(job, teacher, images))
+
+
+def _read_from(job: DumpJob, teacher: Checkpoint, images: Sequence[ImageFolder]) -> ReadFrom:
+    """Where the dump finds its inputs; a store that holds the images needs no folder."""
+    vision_config, processor = job.teacher.vision_config, job.teacher.processor
+    return ReadFrom(
+        checkpoint=absolute(teacher.folder),
+        vision_config=None if vision_config is None else absolute(vision_config),
+        processor=None if processor == "auto" else processor,
+        images=tuple(images) if job.store.inputs == "reference" else (),
+    )
 
 
 def manifest_of(

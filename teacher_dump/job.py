@@ -1,13 +1,19 @@
 """The input and the result of a dump."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from alignkd.storage.read.store import StoreReader
 from alignkd.teacher_dump.operation.control import DumpControl
+from alignkd.teacher_dump.operation.retry import may_be_retried
+from alignkd.teacher_dump.operation.unusable import why_none
 from alignkd.teacher_dump.sanity_report import SanityFinding
 from alignkd.teacher_dump.settings.store import StoreConfig
 from alignkd.teacher_dump.settings.teacher import TeacherConfig
 from alignkd.teacher_dump.teacher import open_teacher
 from alignkd.vlm.data.source import DataSet
+from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.family import Checkpoint
 
 
@@ -65,3 +71,31 @@ class DumpResult:
     seconds: float
     halved_batches: int = 0
     sanity: tuple[SanityFinding, ...] = ()
+
+
+def stored_result(
+    store: Path | str, *, data: object, num_samples: int, is_complete: bool, **counted: Any
+) -> DumpResult:
+    """The state of a store after a run.
+
+    Args:
+        data: the data file, for a message.
+        num_samples: samples in the data set.
+        is_complete: whether no shard is left.
+        counted: the fields that count what the run did.
+
+    Raises:
+        InputError: the store is complete, and no sample is usable.
+        StoreError: the store cannot be read.
+    """
+    reader = StoreReader(store, allow_incomplete=True)
+    quarantined = [(entry.index, entry.id, entry.reason) for entry in reader.quarantined]
+    if is_complete and not len(reader):
+        raise InputError(f"{data}: none of {num_samples} samples is usable, {why_none(quarantined)}")
+    return DumpResult(
+        num_samples=num_samples,
+        num_records=len(reader),
+        quarantined=quarantined,
+        retryable=sum(may_be_retried(reason) for _, _, reason in quarantined),
+        **counted,
+    )

@@ -10,7 +10,7 @@ import pytest
 from alignkd.pipeline.cli import main
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WIDTH = 100
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
@@ -66,7 +66,7 @@ def test_paths_of_the_project_exist(document: Path) -> None:
 def commands_in(text: str) -> Iterator[list[str]]:
     """The words after `alignkd` of every command in a code block or between backticks."""
     for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        yield from (line.split()[1:] for line in block.splitlines() if line.startswith("alignkd "))
+        yield from (line.split()[1:] for line in block.splitlines() if re.match("alignkd [a-z]", line))
     without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     yield from (words.split() for words in re.findall(r"`alignkd ([a-z][^`\n]*)`", without_blocks))
 

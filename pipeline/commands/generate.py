@@ -7,7 +7,7 @@ import click
 
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.printing import json_option, print_json, print_note
 
 
 @click.command()
@@ -68,7 +68,7 @@ def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable:
         print_json({"worker": str(end.worker), **asdict(end.result)})
     else:
         for line in unusable_lines(end.result, settings.generate.output):
-            click.echo(line, err=True)
+            print_note(line)
         for line in result_lines(end.result, settings.generate.output, config):
             click.echo(line)
     end_if_interrupted(end.interrupted_by)

@@ -10,7 +10,7 @@ from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.interrupts import ends_on_interrupt
 from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
 from alignkd.pipeline.console.picture_file import LAYERS, is_drawn_by
-from alignkd.pipeline.console.printing import json_option, print_json
+from alignkd.pipeline.console.printing import json_option, print_json, print_note
 
 
 @click.command()
@@ -69,7 +69,7 @@ def layers(
 
             draw_layers(compared, out)
     for line in unusable_lines(compared):
-        click.echo(line, err=True)
+        print_note(line)
     if as_json:
         print_json(layers_json(compared) | ({} if out is None else {"picture": str(out)}))
         return

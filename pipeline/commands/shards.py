@@ -1,4 +1,4 @@
-"""`alignkd shards`: inspect and maintain stores. It starts fast, because only `import` imports torch."""
+"""`alignkd shards`: inspect and maintain stores. It starts fast: heavy commands are imported when used."""
 
 from importlib import import_module
 
@@ -10,14 +10,18 @@ from alignkd.pipeline.shards.copying import convert, merge
 from alignkd.pipeline.shards.diff import diff
 from alignkd.pipeline.shards.export import export
 from alignkd.pipeline.shards.ls import ls
+from alignkd.pipeline.shards.push import push
 from alignkd.pipeline.shards.select import select
 from alignkd.pipeline.shards.show import show
 from alignkd.pipeline.shards.stats import stats
 from alignkd.pipeline.shards.upkeep import gc, index
 from alignkd.pipeline.shards.verify import verify
 
-# name -> module and name there; imported when used, because they import torch
-_HEAVY = {"import": ("alignkd.pipeline.imported.command", "import_command")}
+# name -> module and name there; imported when used: `import` imports torch, `browse` lies in a room above this one's
+_HEAVY = {
+    "browse": ("alignkd.pipeline.browse.web.command", "browse"),
+    "import": ("alignkd.pipeline.imported.command", "import_command"),
+}
 
 
 class Shards(click.Group):
@@ -41,12 +45,12 @@ class Shards(click.Group):
 def shards(context: click.Context) -> None:
     """Inspect, compare, convert and repair stores.
 
-    STORE is a folder, or a URL such as s3://bucket/store.
+    STORE is a folder, or a URL such as s3://bucket/store or hf://datasets/org/name.
 
     Example: alignkd shards ls runs/store
     """
     context.with_resource(ends_on_interrupt())
 
 
-for command in (ls, show, stats, verify, diff, select, convert, export, merge, centres, gc, index):
+for command in (ls, show, stats, verify, diff, select, convert, export, merge, centres, gc, index, push):
     shards.add_command(command)

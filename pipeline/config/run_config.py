@@ -66,8 +66,8 @@ class DataConfig(Settings):
     Attributes:
         conversations: conversations as JSON list, JSON lines, Parquet or WebDataset tars: a file, a folder of files or
             a pattern such as `data/train-*.parquet`.
-        images: folder to which image paths are relative; not needed for training from a store with `inputs: embed`,
-            nor for data without images or with images inside the files.
+        images: folder to which image paths are relative; not needed for data without images or with images inside the
+            files, nor for training from a store: null is the folder that the dump used, if it is still there.
         name: name of the data set in stores and metrics, each once; None makes one from the path.
         roles: name of a role in the data -> `human`, `gpt` or `system`, for names that are not known already.
         system: system prompt of samples that have none; None takes that of the template.

@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from alignkd.pipeline.console.plain_text import plain
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -33,7 +35,12 @@ def is_utf8(encoding: str) -> bool:
 def say(message: str) -> None:
     """Print one line on stderr. A closed stderr is ignored: it must not end a run of several days."""
     with contextlib.suppress(OSError):
-        click.echo(f"alignkd: {message}", err=True)
+        print_note(f"alignkd: {message}")
+
+
+def print_note(line: str) -> None:
+    """Print a line on stderr that is not the result; control characters of ids and reasons are shown (`plain`)."""
+    click.echo(plain(line), err=True)
 
 
 def log_to_stderr(package: str) -> None:

@@ -12,6 +12,7 @@ import click
 
 from alignkd.disk.cache_home import cache_home, has_home
 from alignkd.pipeline.console.errors import INTERRUPTED, end_for
+from alignkd.pipeline.console.plain_text import PlainTextStream
 from alignkd.pipeline.console.printing import is_utf8, say
 
 UTF8_MODE = "PYTHONUTF8"
@@ -49,6 +50,7 @@ class Program(click.Group):
         if args is not None:
             return super().main(args, *rest, **extra)
         settle_encoding()
+        settle_stdout()
         settle_caches()
         try:
             return super().main(args, *rest, **extra)
@@ -89,6 +91,16 @@ def settle_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def settle_stdout() -> None:
+    """Write control characters of texts as JSON does, so that a stranger's sample cannot command the terminal.
+
+    stderr is as it was, because progress bars move the cursor there; messages on it are `printing.print_note`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # sys.__stdout__ keeps the old stream alive
+        sys.stdout = PlainTextStream.over(sys.stdout)
 
 
 def settle_caches() -> None:

@@ -10,7 +10,7 @@ import click
 from alignkd.pipeline.console.errors import clean_errors
 from alignkd.pipeline.console.heavy_imports import heavy_imports
 from alignkd.pipeline.console.numbers import FiniteFloat
-from alignkd.pipeline.console.printing import format_count, json_option, print_json
+from alignkd.pipeline.console.printing import format_count, json_option, print_json, print_note
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def import_command(
         print_json({"store": str(job.store), **asdict(result)})
     else:
         for line in listed_unusable(result.quarantined, more="see `alignkd shards ls STORE --unusable`"):
-            click.echo(line, err=True)
+            print_note(line)
         click.echo(result_line(result))
     end_if_interrupted(interrupted_by)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_count, json_option, print_json
+from alignkd.pipeline.console.printing import format_count, json_option, print_json, print_note
 from alignkd.pipeline.shards.options import LOCATION, LayoutChoice, progress_bar
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def merge(stores: tuple[Path | str, ...], backend: str | None, keep_first: bool,
         print_json({"target": str(target), **asdict(report)})
         return
     for duplicate in report.duplicates[:MAX_NAMED]:
-        click.echo(f"left out: sample {duplicate.index} has the key of sample {duplicate.first_index}", err=True)
+        print_note(f"left out: sample {duplicate.index} has the key of sample {duplicate.first_index}")
     if len(report.duplicates) > MAX_NAMED:
-        click.echo(f"left out: {len(report.duplicates) - MAX_NAMED} more, see --json", err=True)
+        print_note(f"left out: {len(report.duplicates) - MAX_NAMED} more, see --json")
     click.echo(_line(target, report))
 
 

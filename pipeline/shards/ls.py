@@ -38,7 +38,7 @@ def ls(store: Path | str, unusable: bool, as_json: bool) -> None:
     files = open_files(store)
     manifest = read_manifest(files)
     listing = list_store(files) if as_json else None
-    infos = list_shards(store) if listing is None else listing.shards
+    infos = list_shards(files) if listing is None else listing.shards
     totals: dict[str, Any] = {
         "shards": len(infos),
         "committed": sum(info.committed for info in infos),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from alignkd.pipeline.console.checkpoint_options import vision_config_option
 from alignkd.pipeline.console.errors import fail
 
 if TYPE_CHECKING:
@@ -55,6 +56,21 @@ def record_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def images_option(command: Command) -> Command:
+    """`--images`: the folder of the images."""
+    text = "Folder of the images, if the store does not contain them; by default the one that the dump used."
+    return click.option("--images", type=click.Path(path_type=Path), help=text)(command)
+
+
+def tower_options(command: Command) -> Command:
+    """`--checkpoint` and `--vision-config`: the vision tower with which a stem gives attention."""
+    return click.option(
+        "--checkpoint",
+        help="Where attention is not stored: folder or hub id of the teacher, or of a student with its vision tower. "
+        "Default: the teacher that the dump used.",
+    )(vision_config_option(command))
 
 
 def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None, index: int | None) -> "Record":

@@ -9,9 +9,10 @@ from alignkd.pipeline.console.errors import clean_errors, fail
 from alignkd.pipeline.console.outputs import REPLACES, claim_file, force_option
 from alignkd.pipeline.console.picture_file import SHARDS_SHOW, is_drawn_by
 from alignkd.pipeline.console.printing import json_option, print_json
-from alignkd.pipeline.shards.options import STORE, find_record, record_options
+from alignkd.pipeline.shards.options import STORE, find_record, images_option, record_options, tower_options
 
 if TYPE_CHECKING:
+    from alignkd.pipeline.shards.view.computed import StemLayers
     from alignkd.pipeline.shards.view.pieces import Pieces
     from alignkd.storage.record.record import Record
     from alignkd.storage.schema.manifest import Manifest
@@ -24,10 +25,11 @@ FILE = click.Path(path_type=Path)
 @record_options
 @click.option("--tokenizer", type=FILE, help="A tokenizer.model, if the store has none.")
 @click.option("--png", type=FILE, help=f"Draw the image and the attention of the text to this file. {REPLACES}")
-@click.option("--images", type=FILE, help="Folder of the images, if the store does not contain them.")
-@click.option("--layer", type=click.IntRange(min=0), help="With --png: a stored decoder layer; by default the first.")
+@images_option
+@click.option("--layer", type=click.IntRange(min=0), help="With --png: a decoder layer; by default the store's first.")
 @click.option("--head", default="mean", show_default=True, help="With --png: number of a head, or mean.")
 @click.option("--token", help="With --png: position or piece of a text query; by default the mean over queries.")
+@tower_options
 @force_option
 @json_option
 @clean_errors
@@ -42,16 +44,21 @@ def show(
     layer: int | None,
     head: str,
     token: str | None,
+    checkpoint: str | None,
+    vision_config: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Show one record of STORE.
 
     Shows the conversation, tokens, positions, targets, and the teacher's most probable tokens at each position.
-    Without --id, --key or --index it shows the stored sample that comes first in the data set.
+    Without --id, --key or --index it shows the stored sample that comes first in the data set. --png computes
+    attention that is not stored from the teacher's stem.
 
     Example: alignkd shards show runs/store --index 0 --png attention.png --images images
     """
+    from alignkd.pipeline.shards.view.computed import StemLayers
+    from alignkd.pipeline.shards.view.layer_attention import chosen_layer
     from alignkd.pipeline.shards.view.page import page
     from alignkd.pipeline.shards.view.pieces import open_pieces
     from alignkd.pipeline.shards.view.record_view import summary
@@ -60,18 +67,18 @@ def show(
     from alignkd.storage.read.store import StoreReader
 
     if png is not None:
-        claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=(images, tokenizer), closed=[store], force=force)
+        reads = (images, tokenizer, checkpoint, vision_config)
+        claim_file("--png", png, is_drawn_by(SHARDS_SHOW), reads=reads, closed=[store], force=force)
     reader = StoreReader(store, allow_incomplete=True)
     if png is not None:
-        from alignkd.pipeline.shards.view.attention_map import drawn_layer
-
-        drawn_layer(reader.manifest, layer)
+        chosen_layer(reader.manifest, layer)
     if sample_id is None and key is None and index is None:
         index = int(reader.dataset_index.min()) if len(reader) else 0
     record = find_record(reader, sample_id=sample_id, key=key, index=index)
     pieces, lm_head = open_pieces(reader, tokenizer), open_lm_head(reader.files, reader.manifest)
     if png is not None:
-        _draw(record, reader.manifest, pieces, png, images=images, layer=layer, head=head, token=token)
+        stem = StemLayers(reader, checkpoint, vision_config)
+        _draw(record, reader.manifest, pieces, png, stem, images=images, layer=layer, head=head, token=token)
     seen = summary(record, reader.manifest, pieces, lm_head)
     if as_json:
         print_json(seen | ({} if png is None else {"png": str(png)}))
@@ -86,24 +93,23 @@ def _draw(
     manifest: "Manifest",
     pieces: "Pieces",
     png: Path,
+    stem: "StemLayers",
     *,
     images: Path | None,
     layer: int | None,
     head: str,
     token: str | None,
 ) -> None:
-    from alignkd.disk.opening import read_regular
+    from alignkd.pipeline.shards.view.image_files import image_files, image_folder
+    from alignkd.pipeline.shards.view.layer_attention import chosen_layer, stored_layer
     from alignkd.pipeline.shards.view.picture import draw_attention
 
     if head != "mean" and not head.isdigit():
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
     if not record.has_image:
         fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")
-    files = record.image_bytes
-    if not files:
-        if images is None:
-            names = ", ".join(record.images)
-            fail(f"the store contains only the path of {names}; give the folder of the images by --images")
-        files = tuple(read_regular(images / image) for image in record.images)
+    folder, source = image_folder(manifest, record, images), chosen_layer(manifest, layer)
+    files = image_files(record, folder)
+    attention = stem.layer(record, folder, source.layer) if source.stored is None else stored_layer(record, source)
     number = None if head == "mean" else int(head)
-    draw_attention(record, manifest, pieces, files, png, head=number, token=token, layer=layer)
+    draw_attention(record, manifest, pieces, files, png, attention=attention, head=number, token=token)

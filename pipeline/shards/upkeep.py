@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, json_option, print_json, print_note
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -40,7 +40,7 @@ def gc(store: Path | str, older_than: float | None, dry_run: bool, as_json: bool
 
     These are temporary files and shard folders without a commit record. Files that desktops, file servers and editors
     leave in every folder are removed too (.DS_Store, ._*, Thumbs.db, .nfs*, *~ and the like). Files of a live writer
-    and committed shards are never touched. Every removed file is listed.
+    and committed shards are never touched, nor is the index of `browse` (.browse). Every removed file is listed.
 
     Example: alignkd shards gc runs/store --dry-run
     """
@@ -88,7 +88,7 @@ def index(store: Path | str, rebuild: bool, as_json: bool) -> None:
     else:
         for state in states:
             if state.message:
-                click.echo(f"shard {state.shard} {state.state}: {state.message}", err=True)
+                print_note(f"shard {state.shard} {state.state}: {state.message}")
         step = "; run with --rebuild" if counts["repairable"] else ""
         shown = ", ".join(f"{number} {name}" for name, number in counts.items()) or "no shards"
         click.echo(f"{store}: indexes made from the tars and compared with the committed sha256: {shown}{step}")

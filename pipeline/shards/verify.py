@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alignkd.pipeline.console.errors import clean_errors
-from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json
+from alignkd.pipeline.console.printing import format_bytes, format_count, json_option, print_json, print_note
 from alignkd.pipeline.shards.options import STORE, progress_bar
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def verify(store: Path | str, quick: bool, deep: bool, as_json: bool) -> None:
         print_json({"store": str(store), "ok": not problems, **shown, **findings})
     else:
         for problem in problems:
-            click.echo(" ".join(problem.message.split()), err=True)
+            print_note(" ".join(problem.message.split()))
         for record in records:
             click.echo(f"shard {record.shard}, record {record.record} (index {record.index}) cannot be read")
         if found:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from alignkd.target_dataset import TargetDataset
     from alignkd.teacher_dump.dump import dump
     from alignkd.teacher_dump.job import DumpJob, DumpResult
-
-    __version__: str
+    from alignkd.version import __version__
 
 __all__ = [
     "AlignkdError",
@@ -56,6 +55,7 @@ __all__ = [
 
 # public name -> module, and the name there if it is another one
 _HOMES = {
+    "__version__": "alignkd.version",
     "AlignkdError": "alignkd.errors",
     "DenseLogprobs": "alignkd.storage.read.teacher_logprobs",
     "DumpJob": "alignkd.teacher_dump.job",
@@ -88,10 +88,8 @@ if (_link := Path(__file__).parent / "storage").is_file():
 
 def __getattr__(name: str) -> Any:
     """Import a public name and keep it."""
-    if name == "__version__":
-        value: Any = import_module("importlib.metadata").version("alignkd")
-    elif name == "errors":
-        value = import_module("alignkd.errors")
+    if name == "errors":
+        value: Any = import_module("alignkd.errors")
     elif name in _HOMES:
         module, _, original = _HOMES[name].partition(":")
         value = getattr(import_module(module), original or name)

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterable
 
+# holds the index of `alignkd shards browse`, no part of the store; it may be deleted at any time
+BROWSE = ".browse"
+
 _NAMES = (
     r"\._.*", r"\.DS_Store", r"\.localized", r"Icon\r", r"\.apdisk",  # macOS; ._* on foreign file systems
     r"Thumbs\.db(:encryptable)?", r"ehthumbs(_vista)?\.db", r"desktop\.ini",  # Windows

@@ -9,34 +9,37 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from alignkd.storage.errors import StoreError
+from alignkd.storage.files import hub_location
 
-REMOTE_SCHEMES = ("s3", "http", "https")
+# read through fsspec: scheme -> the extra of alignkd that installs its package
+FSSPEC_EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+REMOTE_SCHEMES = ("s3", "http", "https", hub_location.SCHEME, *FSSPEC_EXTRAS)
 _WRITABLE_SCHEMES = ("s3",)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# CONTAINER@ACCOUNT.dfs.core.windows.net
+_CONTAINER = re.compile(r"[a-z0-9-]+@[a-z0-9.-]+")
 # schemes of other tools: a path that starts with one of them is a URL that has lost a slash
 _KNOWN_SCHEMES = (
-    "gs",
     "gcs",
-    "az",
-    "abfs",
-    "abfss",
     "wasb",
     "wasbs",
     "hdfs",
     "oss",
-    "hf",
     "ftp",
     "sftp",
     "file",
     *REMOTE_SCHEMES,
 )
-_PLACES = "a folder, s3://BUCKET/PREFIX or, to read only, http(s)://HOST/PATH; mount or copy the place to a folder"
+_PLACES = (
+    "a folder, s3://BUCKET/PREFIX or, to read only, hf://datasets/ORG/NAME, http(s)://HOST/PATH, gs://BUCKET/PREFIX or "
+    "az://CONTAINER/PREFIX; mount or copy the place to a folder"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A parsed URL; for s3 the `host` is the bucket."""
+    """A parsed URL; for s3, gs and az the `host` is the bucket or container."""
 
     scheme: str
     host: str
@@ -67,12 +70,22 @@ def check_location(location: Path | str, *, writing: bool = False) -> None:
     scheme, separator, rest = str(location).partition(":/")
     if not separator or not _SCHEME.fullmatch(scheme) or not (rest.startswith("/") or scheme in _KNOWN_SCHEMES):
         return
-    host = re.split(r"[?#]", rest.lstrip("/").rpartition("@")[2])[0]  # without a password or a token
+    # without a password or a token
+    host = re.split(r"[?#]", rest.lstrip("/").rpartition("@")[2])[0]
+    url = f"{scheme}://{rest.lstrip('/')}"
+    if scheme == hub_location.SCHEME:
+        place = hub_location.parse_hub_location(url)
+        if writing:
+            raise StoreError(
+                f"store {place.url}: is not written by this command; write to a folder, then "
+                f"`alignkd shards push FOLDER {place.url}`"
+            )
+        return
     if scheme not in REMOTE_SCHEMES:
         raise StoreError(f"store {scheme}://{host}: scheme is {scheme}, expected {_PLACES}")
     if writing and scheme not in _WRITABLE_SCHEMES:
         raise StoreError(f"store {scheme}://{host}: can only be read; write to a folder or to s3://BUCKET/PREFIX")
-    parse_location(f"{scheme}://{rest.lstrip('/')}")
+    parse_location(url)
 
 
 def parse_location(location: str) -> Location:
@@ -86,7 +99,7 @@ def parse_location(location: str) -> Location:
         scheme, host, port, prefix = parts.scheme, parts.hostname or "", parts.port, parts.path.strip("/")
     except ValueError:
         raise StoreError("store location is not a URL; expected s3://BUCKET/PREFIX or https://HOST/PATH") from None
-    if "@" in parts.netloc:
+    if "@" in parts.netloc and not (scheme in ("abfs", "abfss") and _CONTAINER.fullmatch(parts.netloc)):
         raise StoreError(
             f"{scheme}://...@{host}/{prefix}: has credentials in the URL; give them in AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY (S3 only) and the URL without them"

@@ -1,7 +1,7 @@
 """Where the bytes of a store come from: the interface between readers and the file system.
 
 Readers name files by their path relative to the store, with forward slashes. `local.py` implements the interface for
-folders, `alignkd.storage.remote.files` for buckets and web servers.
+folders, `alignkd.storage.remote.files` for buckets, web servers and the hub.
 """
 
 from collections.abc import Iterator, Sequence

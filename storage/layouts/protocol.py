@@ -71,8 +71,18 @@ class ShardSource(Protocol):
     def ids(self) -> NDArray[Any]:
         """The ids of all records as concatenated UTF-8, uint8 [bytes]; `tables().ends("id")` separates them."""
 
-    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+    def texts(self) -> NDArray[Any]:
+        """The column `text` of all records, verified, uint8 [bytes]; `tables().ends("text")` separates them.
+
+        Raises:
+            CorruptStoreError: names the file and the place.
+        """
+
+    def rows(self, record: int, numbers: dict[str, int], *, whole: bool = True) -> ReadRows:
         """Column -> the record's rows of it, verified, in new memory; `numbers` is the record's row of `records`.
+
+        Args:
+            whole: most columns will be read. False: few will be, so that the others need not be fetched.
 
         Raises:
             CorruptStoreError: names the file and the place; raised now or when a column is read.

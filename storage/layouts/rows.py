@@ -16,7 +16,7 @@ from alignkd.storage.logits.pass_through import encoded
 from alignkd.storage.logits.registry import check_kind
 from alignkd.storage.record.images import joined_rows, pack_files, split_rows, unpack_files
 from alignkd.storage.record.part import RecordPart, supervised_labels
-from alignkd.storage.record.record import Record
+from alignkd.storage.record.record import Record, Target
 from alignkd.storage.schema.columns.shard import (
     ATTENTION_COLUMNS,
     IMAGE_BYTES,
@@ -109,9 +109,8 @@ class RecordCodec:
         fields |= {"images": images, "image_sha256": hashes}
         tokens = fields["tokens_of_image"] = self._tokens_of_image(read, len(images))
         self._check_num_images(text["image"], fields, table)
-        if table[ATTENTION_COLUMNS] != NO_ROW:
-            blocks = len(images) if self._blocks_of_images else 1
-            fields["attention"] = self._attention.decode(split_rows(self._attention.read(read), blocks))
+        if (attention := self._decode_attention(read, len(images), table)) is not None:
+            fields["attention"] = attention
         if images:
             fields |= self._vision.decode(read, tokens)
             if self.manifest.inputs == "embed":
@@ -122,18 +121,37 @@ class RecordCodec:
         fields["more"] = self._more.decode(read, bool(images))
         return Record.trusted(fields)
 
-    def decode_part(self, read: ReadRows, table: dict[str, int], *, logits: bool, more: Collection[str]) -> RecordPart:
+    def decode_conversation(self, read: ReadRows) -> list[dict[str, Any]]:
+        """The turns of a record; no other column is requested from `read`."""
+        found: list[dict[str, Any]] = _parsed(text_of(read("text")))["conversations"]
+        return found
+
+    def decode_part(
+        self, read: ReadRows, table: dict[str, int], *, logits: bool, attention: bool, more: Collection[str]
+    ) -> RecordPart:
         """The labels and some targets of a record; no other column is requested from `read`.
 
         Args:
-            logits: whether the store's logits are decoded.
+            logits, attention: whether the store's own logits and attention are decoded.
             more: names of further targets.
         """
         return RecordPart(
             labels=supervised_labels(read("labels")),
             logits=self._logits.decode(read) if logits and self._logits is not None else None,
+            attention=self._decode_attention(read, self._num_images(read, table), table) if attention else None,
             more=self._more.decode(read, table["image_row"] != NO_ROW, more),
         )
+
+    def _decode_attention(self, read: ReadRows, num_images: int, table: dict[str, int]) -> Target | None:
+        if table[ATTENTION_COLUMNS] == NO_ROW:
+            return None
+        blocks = num_images if self._blocks_of_images else 1
+        return self._attention.decode(split_rows(self._attention.read(read), blocks))
+
+    def _num_images(self, read: ReadRows, table: dict[str, int]) -> int:
+        if "num_images" in table:
+            return table["num_images"]
+        return len(read("vision_positions")) // (self.shapes.vision_tokens or 1)
 
     def _tokens_of_image(self, read: ReadRows, num_images: int) -> tuple[int, ...]:
         if self.manifest.schema_version == 2:

@@ -34,7 +34,7 @@ class StoreListing:
     root_hash: str
 
 
-def list_shards(path: Path | str) -> list[ShardInfo]:
+def list_shards(path: Path | str | StoreFiles) -> list[ShardInfo]:
     """Every shard of the plan, in order.
 
     Raises:
@@ -79,11 +79,12 @@ def _list(files: StoreFiles, manifest: Manifest, committed: list[int], root: Roo
         if root is not None:
             root.add(document, files.label(commit_name(head.shard)))
         if head.shard < len(shards):
-            shards[head.shard] = _info(head, manifest.planned_size(head.shard))
+            shards[head.shard] = shard_info(head, manifest.planned_size(head.shard))
     return shards
 
 
-def _info(head: CommitHead, planned: int) -> ShardInfo:
+def shard_info(head: CommitHead, planned: int) -> ShardInfo:
+    """The content of a committed shard; `planned`: samples that the plan gives to it."""
     return ShardInfo(
         shard=head.shard,
         committed=True,

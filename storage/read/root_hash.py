@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError
@@ -46,15 +47,19 @@ class RootHash:
         return self._hash.hexdigest()
 
 
-def root_hash(files: StoreFiles, manifest: Manifest) -> str:
+def root_hash(files: StoreFiles, manifest: Manifest, shards: Sequence[int] | None = None) -> str:
     """The root hash of the committed shards, 64 hex digits.
+
+    Args:
+        shards: numbers of the shards that count, ascending; None: all that are committed.
 
     Raises:
         StoreError: a damaged commit record.
     """
     root = RootHash(manifest, files.label(FILE_NAME))
-    # a store that has grown since the manifest was read has shards that are not of this content
-    shards = [shard for shard in committed_shards(files) if shard < manifest.num_shards]
+    if shards is None:
+        # a store that has grown since the manifest was read has shards that are not of this content
+        shards = [shard for shard in committed_shards(files) if shard < manifest.num_shards]
     for head, document in load_heads(files, shards, manifest.shard_hash):
         root.add(document, files.label(commit_name(head.shard)))
     return root.hexdigest()

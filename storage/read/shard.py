@@ -1,6 +1,8 @@
 """One shard opened for reading: tables in memory, records read on request."""
 
 from collections.abc import Collection
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from alignkd.storage.files.source import StoreFiles
 from alignkd.storage.layouts.protocol import ShardSource
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.layouts.rows import RecordCodec
+from alignkd.storage.layouts.stored_target import text_of
 from alignkd.storage.record.part import RecordPart
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import CommitRecord
@@ -61,6 +64,15 @@ class OpenShard:
         """The ids of all records one after the other, uint8 [bytes]."""
         return self.source.ids()
 
+    def texts(self) -> list[str]:
+        """The JSON text of each record (`alignkd.storage.layouts.rows.sample_text`); nothing else is read.
+
+        Raises:
+            CorruptStoreError: naming shard, file and chunk or member.
+        """
+        data, ends = self.source.texts(), self.tables.ends("text").tolist()
+        return [text_of(data[start:stop]) for start, stop in pairwise(ends)]
+
     def record(self, number: int) -> Record:
         """The record of that number in the shard, verified.
 
@@ -71,18 +83,29 @@ class OpenShard:
         numbers = self.tables.numbers(number)
         return self.codec.decode(self.source.rows(number, numbers), numbers)
 
-    def part(self, number: int, *, logits: bool = False, more: Collection[str] = ()) -> RecordPart:
-        """The labels and some targets of a record; a zarr shard reads only their columns.
+    def conversation(self, number: int) -> list[dict[str, Any]]:
+        """The turns of a record, verified; nothing else is read.
+
+        Raises:
+            CorruptStoreError: naming shard, file and chunk or member.
+        """
+        return self.codec.decode_conversation(self.source.rows(number, self.tables.numbers(number), whole=False))
+
+    def part(
+        self, number: int, *, logits: bool = False, attention: bool = False, more: Collection[str] = ()
+    ) -> RecordPart:
+        """The labels and some targets of a record; no other column or member is read.
 
         Args:
-            logits: whether `logits` are read.
+            logits, attention: whether the record's own `logits` and `attention` are read.
             more: names of further targets.
 
         Raises:
             CorruptStoreError: naming shard, file and chunk or member.
         """
         numbers = self.tables.numbers(number)
-        return self.codec.decode_part(self.source.rows(number, numbers), numbers, logits=logits, more=more)
+        read = self.source.rows(number, numbers, whole=False)
+        return self.codec.decode_part(read, numbers, logits=logits, attention=attention, more=more)
 
     @property
     def is_busy(self) -> bool:

@@ -153,6 +153,16 @@ class StoreReader(Sequence[Record]):
         return record
 
     @property
+    def starts(self) -> list[int]:
+        """Position of the first record of each shard of `commits`, and last the number of records."""
+        return list(self._starts)
+
+    @property
+    def commit_identities(self) -> list[int]:
+        """`commit_identity` of each shard of `commits`, as they were when the reader was opened."""
+        return list(self._identities)
+
+    @property
     def num_tokens(self) -> NDArray[np.int64]:
         """T of each record: ids, int64 [n]."""
         return self._length("token").astype(np.int64)
@@ -238,6 +248,20 @@ class StoreReader(Sequence[Record]):
             return self.ids.find(id)
         return [int(place) for place in np.flatnonzero(self.dataset_index == index)]
 
+    def conversation(self, position: int) -> list[dict[str, Any]]:
+        """The turns of the record at a position, `Record.conversations`; its targets are not read.
+
+        Raises:
+            IndexError: there is no such position.
+            CorruptStoreError: as `reader[position]`.
+        """
+        number = range(len(self))[position]
+        place = bisect_right(self._starts, number) - 1
+        shard = self._shards.get(place, self._open_shard)
+        turns = shard.conversation(number - self._starts[place])
+        self._shards.done(place, shard)
+        return turns
+
     def attachment(self, name: str) -> Path:
         """A store-level file, such as `tokenizer.model`; verified on the first call.
 
@@ -314,7 +338,7 @@ class StoreReader(Sequence[Record]):
             StoreError: the shard was replaced, so that this reader's lengths, ids and order are not the shard's.
         """
         commit = self.commits[place]
-        if _identity(commit) != self._identities[place]:
+        if commit_identity(commit) != self._identities[place]:
             raise StoreError(
                 f"store {self.files.location}, shard {commit.shard}: was done again since this process opened the "
                 "store; run the same command again"
@@ -343,10 +367,10 @@ class StoreReader(Sequence[Record]):
             raise CorruptStoreError(
                 f"{where}: {problems[0]}; restore it from a copy, or delete its commit record and dump again"
             )
-        return commit.head(), _identity(commit)
+        return commit.head(), commit_identity(commit)
 
 
-def _identity(commit: CommitRecord) -> int:
+def commit_identity(commit: CommitRecord) -> int:
     """A small number that differs between two commits of a shard."""
     return crc32c(" ".join([commit.folder, *(entry.sha256 for entry in commit.files)]).encode())
 

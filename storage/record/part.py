@@ -16,11 +16,13 @@ class RecordPart:
     Attributes:
         labels: ids of the N supervised tokens, int64 [N].
         logits: `Record.logits`; None if they were not asked for, or the store keeps none.
+        attention: `Record.attention`; None if it was not asked for, or the record has none.
         more: the chosen ones of `Record.more`; a target that the record lacks is absent.
     """
 
     labels: NDArray[np.int64]
     logits: Logits | None = None
+    attention: Target | None = None
     more: Mapping[str, Target | Logits] = field(default_factory=dict)
 
 

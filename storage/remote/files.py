@@ -16,14 +16,11 @@ from alignkd.disk.whole_file import written_whole
 from alignkd.storage.errors import CorruptStoreError, StoreError, disk_errors
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.leftovers import is_dropping
-from alignkd.storage.files.location import parse_location
-from alignkd.storage.files.source import REPAIR, Buffers
+from alignkd.storage.files.source import REPAIR, Buffers, ByteFile
 from alignkd.storage.remote.block_cache import hashed
 from alignkd.storage.remote.blocks import KNOWN, Block, BlockFetcher, group_of
-from alignkd.storage.remote.http import HttpStore
-from alignkd.storage.remote.objects import AbsentError, ObjectStore
-from alignkd.storage.remote.s3 import S3Store
-from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
+from alignkd.storage.remote.objects import AbsentError, ListedStore, ObjectStore
+from alignkd.storage.remote.settings import RemoteSettings
 from alignkd.storage.remote.temporary_cache import temporary_cache
 from alignkd.storage.schema.commit_record import COMMITS, MAX_COMMIT_BYTES, commit_name
 from alignkd.storage.schema.manifest import read_manifest
@@ -37,18 +34,6 @@ DOWNLOAD_BYTES = 8 << 20
 # what `sha256` reads at a time, and how many of these pieces it requests ahead; with the threads it bounds memory
 PIECE_BYTES = 4 << 20
 PIECES_AHEAD = 3
-
-
-def open_location(location: str, settings: RemoteSettings | None = None) -> "RemoteFiles":
-    """The files of the store at an s3://, http:// or https:// URL.
-
-    Raises:
-        StoreError: an invalid URL, or one that contains credentials.
-    """
-    settings = settings or settings_from_environment()
-    if parse_location(location).scheme == "s3":
-        return S3Files(S3Store(location, settings), settings)
-    return HttpFiles(HttpStore(location, settings), settings)
 
 
 class RemoteFiles:
@@ -70,7 +55,7 @@ class RemoteFiles:
     def location(self) -> str:
         return self.objects.location
 
-    def open(self, path: str, what: str = "", *, size: int | None = None, sha256: str | None = None) -> "RemoteFile":
+    def open(self, path: str, what: str = "", *, size: int | None = None, sha256: str | None = None) -> ByteFile:
         label = f"{self.label(path)}: {what}" if what else self.label(path)
         if size is None and (size := self.size(path)) is None:
             raise CorruptStoreError(f"{label}: there is no such object; {REPAIR}")
@@ -165,17 +150,17 @@ class RemoteFiles:
             raise CorruptStoreError(f"{self.label(path)}: there is no such object; restore it from a copy") from None
 
 
-class S3Files(RemoteFiles):
+class ListedFiles(RemoteFiles):
     """A bucket can be listed."""
 
-    def __init__(self, objects: S3Store, settings: RemoteSettings) -> None:
+    def __init__(self, objects: ListedStore, settings: RemoteSettings) -> None:
         super().__init__(objects, settings)
         self._bucket = objects
 
     def _names(self, folder: str) -> list[str]:
         return self._bucket.names(folder)
 
-    def sizes_below(self, folder: str) -> dict[str, int]:
+    def sizes_below(self, folder: str) -> dict[str, int] | None:
         return {entry.path: entry.num_bytes for entry in self._bucket.listed(folder)}
 
 

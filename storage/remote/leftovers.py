@@ -12,7 +12,7 @@ from typing import Any, Literal
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.leftovers import is_dropping, removable_droppings
 from alignkd.storage.files.location import parse_location
-from alignkd.storage.remote.files import S3Files
+from alignkd.storage.remote.files import ListedFiles
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
@@ -51,7 +51,7 @@ def remote_leftovers(location: str, settings: RemoteSettings | None = None) -> l
     objects = _bucket(location, settings)
     folders = _folders(objects)
     uploads = list(_uploads(objects))
-    files = S3Files(objects, objects.settings)
+    files = ListedFiles(objects, objects.settings)
     manifest, shards = manifest_and_shards(files)
     named = {head.path for head, _ in load_heads(files, shards, manifest.shard_hash)}
     return sorted(
@@ -76,7 +76,9 @@ def remove_remote_leftovers(
 
 
 def _bucket(location: str, settings: RemoteSettings | None) -> S3Store:
-    if parse_location(location).scheme != "s3":
+    if (scheme := parse_location(location).scheme) not in ("s3", "http", "https"):
+        raise StoreError(f"store {location}: {scheme}:// is only read, so nothing is removed there; clean the original")
+    if scheme != "s3":
         raise StoreError(f"store {location}: a web server cannot be listed; use the store's s3:// or local location")
     return S3Store(location, settings or settings_from_environment())
 

@@ -1,8 +1,11 @@
-"""The objects of a remote store: the interface that `s3.py` and `http.py` implement, and checks of their answers."""
+"""The objects of a remote store: the interface that `s3.py`, `http.py`, `fsspec_store.py` and `hub/` implement.
+
+Checks of answers, too.
+"""
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -32,6 +35,12 @@ class Listed:
 
     path: str
     num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dated(Listed):
+    """A listed object with the time at which it was written."""
+
     modified: datetime
 
 
@@ -66,6 +75,16 @@ class ObjectStore(Protocol):
 
     def size(self, path: str) -> int | None:
         """Length in bytes, None if the object does not exist."""
+
+
+class ListedStore(ObjectStore, Protocol):
+    """Objects of a place that can be listed."""
+
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """Every object below a folder ("" = the whole store)."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of objects and folders directly in a folder ("" = the store)."""
 
 
 def read_body(read: Callable[[int], bytes], expected: int, deadline: float) -> bytes:

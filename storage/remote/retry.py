@@ -17,6 +17,11 @@ LONGEST_PAUSE_SECONDS = 10.0
 class TransientError(Exception):
     """A failure that may not occur at the next attempt; the message is a reason without secrets."""
 
+    def __init__(self, reason: str, after_seconds: float = 0.0) -> None:
+        """`after_seconds`: how long the server asks to wait before the next attempt."""
+        super().__init__(reason)
+        self.after_seconds = after_seconds
+
 
 def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float], T]) -> T:
     """Run `work(deadline)` until it does not raise TransientError; `deadline` is a time.monotonic() value.
@@ -30,8 +35,8 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
         try:
             return work(deadline)
         except TransientError as error:
-            reason = str(error)
-        pause = _pause(attempt)
+            reason, asked = str(error), error.after_seconds
+        pause = max(pause_seconds(attempt), asked)
         if attempt == settings.attempts or time.monotonic() + pause > deadline:
             break
         time.sleep(pause)
@@ -41,7 +46,7 @@ def with_retries(settings: RemoteSettings, subject: str, work: Callable[[float],
     )
 
 
-def _pause(attempt: int) -> float:
+def pause_seconds(attempt: int) -> float:
     """Seconds before the next attempt: exponential, with jitter so that many readers do not repeat together."""
     longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
     return longest * random.uniform(0.5, 1.0)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from alignkd.storage.errors import RemoteError
 from alignkd.storage.files.location import parse_location
-from alignkd.storage.remote.objects import AbsentError, Listed, Span, check_content_range, read_body, whole
+from alignkd.storage.remote.objects import AbsentError, Dated, Span, check_content_range, read_body, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
 from alignkd.storage.remote.s3_client import S3Client, ServiceError, SetupError
 from alignkd.storage.remote.settings import RemoteSettings
@@ -61,14 +61,14 @@ class S3Store:
             return None
         return int(answer["ContentLength"])
 
-    def listed(self, folder: str) -> Iterator[Listed]:
+    def listed(self, folder: str) -> Iterator[Dated]:
         """Every object below a folder ("" = the whole store)."""
         token: dict[str, str] = {}
         while True:
             answer = self.send(folder, "list_objects_v2", Bucket=self.bucket, Prefix=self._below(folder), **token)
             for entry in answer.get("Contents", []):
                 path = entry["Key"][len(self._prefix) :]
-                yield Listed(path=path, num_bytes=int(entry["Size"]), modified=entry["LastModified"])
+                yield Dated(path=path, num_bytes=int(entry["Size"]), modified=entry["LastModified"])
             if not answer.get("IsTruncated"):
                 return
             token = {"ContinuationToken": answer["NextContinuationToken"]}

@@ -27,6 +27,7 @@ from pydantic import (
 from alignkd.storage.codecs.settings import NONE, NOT_STORED, Codecs, LogitsCodec
 from alignkd.storage.errors import StoreError
 from alignkd.storage.files.source import StoreFiles
+from alignkd.storage.schema.read_from import ReadFrom
 from alignkd.storage.schema.sealed_json import canonical, unseal_bytes
 from alignkd.storage.schema.sources import (
     MAX_ADDITIONS,
@@ -63,10 +64,11 @@ SCHEMA_VERSION: Final = 3
 READ_VERSIONS: Final = (2, 3)
 FILE_NAME = "manifest.json"
 # fields that may differ between two runs that write the same bytes
-VOLATILE = {"created_with"}
+VOLATILE = {"created_with", "read_from"}
 
 # what the data consist of, and what was added to them: left out of a manifest that has none of it
-OPTIONAL = ("sources", "contiguous", "additions")
+OPTIONAL = ("sources", "contiguous", "additions", "read_from")
+
 
 # a list of 16,000 data files has about 4 MiB
 MAX_FILE_BYTES = 8 << 20
@@ -140,7 +142,8 @@ class Manifest(_Model):
         sources: data sets of the first dump and their files; None: one file, which `data_fingerprint` identifies.
         contiguous: shards of the first dump hold consecutive samples.
         additions: what was added after the first dump, in order.
-        created_with: versions of software; the only part that may differ when the store is opened for writing again.
+        created_with: versions of software. It and `read_from` may differ when the store is opened for writing again.
+        read_from: where the dump found images and teacher, paths on its machine; None: not known.
     """
 
     schema_version: Literal[2, 3] = SCHEMA_VERSION
@@ -159,6 +162,7 @@ class Manifest(_Model):
     shard_size: int = Field(ge=1, le=MAX_SHARD_SIZE)
     seed: int = Field(ge=0, lt=2**64)
     created_with: dict[str, str] = Field(default_factory=dict)
+    read_from: ReadFrom | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +229,9 @@ class Manifest(_Model):
         for name in OPTIONAL:
             if document.get(name) is None:
                 document.pop(name, None)
+            elif name == "read_from":
+                assert self.read_from is not None
+                document[name] = self.read_from.model_dump(mode=info.mode, exclude_none=True)
             elif name != "contiguous":
                 document[name] = [one.model_dump(mode=info.mode, exclude_none=True) for one in getattr(self, name)]
         if self.schema_version == 2:
@@ -264,8 +271,12 @@ class Manifest(_Model):
         return any(target.kind == "attention" and target.source == "stem" for target in self.targets)
 
     def settings(self) -> dict[str, Any]:
-        """The manifest by the names that its fields have here: `codecs`, and the further targets by their names."""
-        document = {name: value for name, value in self.model_dump(mode="json").items() if name != "targets"}
+        """The manifest by the names that its fields have here: `codecs`, and the further targets by their names.
+
+        Without `read_from`, which is no setting.
+        """
+        left_out = ("targets", "read_from")
+        document = {name: value for name, value in self.model_dump(mode="json").items() if name not in left_out}
         document |= {"codecs": self.codecs.model_dump(mode="json"), "shapes": self.shapes.model_dump(mode="json")}
         if self.more:
             document["targets"] = {target.name: target.model_dump(mode="json") for target in self.more}

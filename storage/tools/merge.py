@@ -14,6 +14,7 @@ from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.commit_record import Quarantined
 from alignkd.storage.schema.manifest import Manifest, StoredSource
+from alignkd.storage.schema.read_from import joined_read_from
 from alignkd.storage.schema.sealed_json import canonical
 from alignkd.storage.tools.compare.matching import key_numbers
 from alignkd.storage.tools.convert import CopyReport, Progress, check_other_place, copy_samples, samples_of
@@ -83,12 +84,14 @@ def merge_stores(
 def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Manifest:
     """The manifest of the merged store: a pure function of the sources' manifests and their order."""
     manifests, start = [reader.manifest for reader in readers], 0
+    starts: list[int] = []
     data = {"merged_sources": str(len(manifests))}
     for number, manifest in enumerate(manifests):
         listed = manifest.settings()
         described = {name: listed[name] for name in ("sources", "additions") if name in listed}
         digest = hashlib.sha256(canonical(manifest.data_fingerprint | described)).hexdigest()
         data[f"source_{number:03d}"] = f"{start}..{start + manifest.num_samples - 1} {digest}"
+        starts.append(start)
         start += manifest.num_samples
     changes = {
         "data_fingerprint": data,
@@ -97,6 +100,7 @@ def merged_manifest(readers: Sequence[StoreReader], backend: str | None) -> Mani
         "sources": _sources(readers),
         "contiguous": None,
         "additions": None,
+        "read_from": joined_read_from(zip(starts, (one.read_from for one in manifests), strict=True)),
     }
     return manifests[0].changed(**changes)
 

@@ -16,7 +16,7 @@ from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.files.exclusive import remove_leftovers
 from alignkd.storage.files.leftovers import is_dropping
 from alignkd.storage.layouts.registry import get_backend
-from alignkd.storage.remote.files import S3Files
+from alignkd.storage.remote.files import ListedFiles
 from alignkd.storage.remote.objects import AbsentError
 from alignkd.storage.remote.s3 import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
@@ -48,7 +48,7 @@ class BucketPlace:
         settings = settings or settings_from_environment()
         self.objects = S3Store(location, settings)
         self.path, self.staging = self.objects.location, settings.staging_folder
-        self.files = S3Files(self.objects, settings)
+        self.files = ListedFiles(self.objects, settings)
 
     def create(self, manifest: Manifest, attachments: Mapping[str, Path | bytes]) -> Manifest:
         with disk_errors(f"staging folder {self.staging}"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignkd.storage.errors import StoreError, disk_errors
 from alignkd.storage.files.exclusive import TEMPORARY_PREFIX, create_exclusively, remove_leftovers, replace_durably
-from alignkd.storage.files.leftovers import is_dropping
+from alignkd.storage.files.leftovers import BROWSE, is_dropping
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.schema.attachments import ATTACHMENTS, write_attachments
@@ -71,7 +71,7 @@ class FolderPlace:
 
     def _check_empty(self, store_files: Collection[str]) -> None:
         """Refuse a folder with files that no writer of this store makes."""
-        own = (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME, *store_files)
+        own = (SHARDS, COMMITS, ATTACHMENTS, FILE_NAME, BROWSE, *store_files)
         names = sorted(entry.name for entry in self.path.iterdir())
         foreign = [name for name in names if name not in own and not name.startswith(TEMPORARY_PREFIX)]
         if foreign := [name for name in foreign if not is_dropping(name)]:

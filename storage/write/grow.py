@@ -8,6 +8,7 @@ from alignkd.storage.errors import StoreError
 from alignkd.storage.files.exclusive import Lock, replace_durably
 from alignkd.storage.schema.manifest import MAX_FILE_BYTES, Manifest
 from alignkd.storage.schema.manifest_checks import check_same_manifest
+from alignkd.storage.schema.read_from import grown_read_from
 from alignkd.storage.schema.sealed_json import seal
 
 PATIENCE_SECONDS = 60.0
@@ -38,7 +39,10 @@ def grown(path: Path | str, found: Manifest, asked: Manifest) -> Manifest:
             "command again with the whole list of data"
         )
     # the times of additions stay those of the store
-    return found if len(wanted) == len(stored) else found.changed(additions=(*stored, *wanted[len(stored) :]))
+    if len(wanted) == len(stored):
+        return found
+    read_from = grown_read_from(found.read_from, asked.read_from, found.num_samples)
+    return found.changed(additions=(*stored, *wanted[len(stored) :]), read_from=read_from)
 
 
 def sealed_manifest(path: Path | str, manifest: Manifest) -> bytes:

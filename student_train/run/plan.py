@@ -35,7 +35,7 @@ from alignkd.student_train.objective.logits.group_sizes import GroupSizes
 from alignkd.student_train.objective.source_sums import StepSources
 from alignkd.student_train.output import adapters_file, student_folder
 from alignkd.student_train.run.attention.chosen import attention_match, chosen_attention
-from alignkd.student_train.run.checks.agreement import check_stores_agree
+from alignkd.student_train.run.checks.agreement import check_same_stores, check_stores_agree
 from alignkd.student_train.run.checks.fit import check_images, check_store_fits
 from alignkd.student_train.run.checks.target_sources import stem_lookup, stem_of_run, targets_by_term
 from alignkd.student_train.run.extension import (
@@ -236,6 +236,7 @@ def plan_run(job: TrainJob, ranks: Ranks) -> RunPlan:
     lowest = min(compared_layers(losses.attention_layers, student.config))
     check_trained(job.trained, student, losses.weights, attention_layer=lowest)
     samples = open_samples(job, student)
+    check_same_stores(samples.readers, ranks)
     held_out = held_out_positions(samples, job.train.validation.share if job.train.validation else None)
     stores = job.stores
     if job.train.in_pairs:

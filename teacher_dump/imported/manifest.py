@@ -11,6 +11,7 @@ import torch
 from alignkd.storage.codecs.settings import NONE, Codecs, LogitsCodec
 from alignkd.storage.files.checksum import file_sha256
 from alignkd.storage.schema.manifest import Manifest, Shapes
+from alignkd.storage.schema.read_from import ReadFrom, image_folders
 from alignkd.teacher_dump.imported.formats.registry import Alignment, Format, Match
 from alignkd.teacher_dump.imported.job import ImportJob
 from alignkd.vlm.attention.focus import VISION_TOP_TOKENS
@@ -72,6 +73,7 @@ def import_manifest(
         num_samples=len(samples),
         shard_size=job.shard_size,
         seed=job.seed,
+        read_from=ReadFrom(images=image_folders([(0, job.data.images)]) if job.inputs == "reference" else ()),
         created_with={"torch": torch.__version__, "transformers": version("transformers")},
     )
 

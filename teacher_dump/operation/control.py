@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
@@ -11,7 +11,7 @@ from typing import Protocol
 from alignkd.storage.errors import StoreError
 from alignkd.teacher_dump.operation.status import HasSharedFolder, StatusPlace, WorkerStatus, status_place
 from alignkd.teacher_dump.operation.stops import DumpStopped, DumpStopSignals
-from alignkd.teacher_dump.operation.workers import Worker, shards_to_write
+from alignkd.teacher_dump.operation.workers import Claims, Worker, shards_to_write
 from alignkd.vlm.data.source import ReadProgress
 from alignkd.vlm.errors import one_line
 
@@ -65,20 +65,26 @@ class DumpControl:
         self._notice = notice
         self.reading = reading
         self.began = time.monotonic()
+        self._has_begun = False
         self._rate = _Rate()
         self._held: dict[int, int] = {}
         self._place: _PublishedStatus | _LocalClaims = _LocalClaims()
 
     @contextmanager
-    def over(self, output: Output) -> Iterator[Iterator[int]]:
-        """Yield an iterator over the shards to write; each is claimed until it is committed or the block ends."""
+    def over(self, output: Output) -> Iterator[Iterable[int]]:
+        """Yield the shards to write; each is claimed when it is reached, until it is committed or the block ends.
+
+        Where `waits_for_more`, the shards that have been assigned since are found by iterating once more.
+        """
         pending = output.pending_shards()
         self._update(total=sum(len(output.planned_samples(shard)) for shard in pending if self.worker.owns(shard)))
-        if self._visible:
-            self._place = _PublishedStatus(status_place(output, str(self.worker)), self) if pending else _clear(output)
+        if self._visible and pending:
+            self._place = _PublishedStatus(status_place(output, str(self.worker)), self)
+        elif self._visible:
+            clear_status(output)
         ended: WorkerStatus | None = None
         try:
-            yield self._shards(output)
+            yield _Shards(lambda: self._shards(output))
             ended = replace(self.status, state="stopped" if self.stops.finishing else "finished")
         except (DumpStopped, KeyboardInterrupt) as stop:
             ended = replace(self.status, state="stopped", message=str(stop))
@@ -112,6 +118,11 @@ class DumpControl:
         )
         self._progress(self.status)
 
+    def show(self, status: WorkerStatus) -> None:
+        """Show counters that are counted elsewhere."""
+        self.status = status
+        self._progress(status)
+
     def notice(self, text: str) -> None:
         """Show one line to the user."""
         self._notice(text)
@@ -130,11 +141,20 @@ class DumpControl:
         if not self._held:
             self.stops.announce = None
 
-    def _shards(self, output: Output) -> Iterator[int]:
+    def chosen(self, claims: Claims, output: Output) -> Iterator[int]:
+        """The shards for this worker to write, each claimed; a subclass may take them from elsewhere."""
         is_committed = lambda shard: not output.is_pending(shard)  # noqa: E731
-        self.began = time.monotonic()
-        self._rate = _Rate()
-        for shard in shards_to_write(self.worker, self._place, output.pending_shards, is_committed):
+        return shards_to_write(self.worker, claims, output.pending_shards, is_committed)
+
+    def waits_for_more(self) -> bool:
+        """Called when all shards of `over` are written: whether others may come; waits a short time for them."""
+        return False
+
+    def _shards(self, output: Output) -> Iterator[int]:
+        if not self._has_begun:
+            self.began, self._has_begun = time.monotonic(), True
+            self._rate = _Rate()
+        for shard in self.chosen(self._place, output):
             if self.stops.finishing:
                 self._place.release(shard)
                 return
@@ -160,11 +180,20 @@ class DumpControl:
         self.status = replace(self.status, heartbeat=time.time(), **changes)  # type: ignore[arg-type]
 
 
-def _clear(output: Output) -> "_LocalClaims":
+class _Shards:
+    """Shards that may be iterated over several times."""
+
+    def __init__(self, begin: Callable[[], Iterator[int]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[int]:
+        return self._begin()
+
+
+def clear_status(output: HasSharedFolder) -> None:
     """All shards are committed: remove the status files of workers that died after their last shard."""
     with suppress(OSError, StoreError):
         status_place(output, "").close(complete=True)
-    return _LocalClaims()
 
 
 class _LocalClaims:

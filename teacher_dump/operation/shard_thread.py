@@ -114,20 +114,20 @@ class ShardThread:
         self._put(self._end)
         while self._thread.is_alive():
             self._thread.join(TICK_SECONDS)
-            self._tick()
-        self._tick()
+            self.tick()
+        self.tick()
 
     def _put(self, work: Callable[[], object]) -> None:
         while True:
-            self._tick()
+            self.tick()
             try:
                 self._queue.put(work, timeout=TICK_SECONDS)
                 return
             except queue.Full:
                 continue
 
-    def _tick(self) -> None:
-        """Report progress and raise the error that ended the thread; runs in the caller's thread."""
+    def tick(self) -> None:
+        """Report progress and raise the error that ended the thread; call it while there is nothing to add."""
         with self._lock:
             done, self._done = self._done, Done()
         self._waiting(done)

@@ -33,6 +33,8 @@ def open_image(images: Path, image: str) -> BinaryIO:
         raise SampleError(f"image path {image!r} leaves the image folder {images}; use a relative path inside it")
     try:
         return open_regular(path)
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise SampleError(f"image path {image!a:.200} is not the name of a file; correct the data") from error
     except OSError as error:
         if problem := address_problem(image):
             raise SampleError(problem) from error

@@ -13,14 +13,14 @@ teacher, V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from alignkd.vlm.attention.layer import AttentionLayer
 from alignkd.vlm.families.family import Checkpoint, Head, ModelConfig, Vision, VisionLanguageModel
-from alignkd.vlm.inputs.batch import SequenceBatch
+from alignkd.vlm.inputs.batch import ImageTensors, SequenceBatch
 
 # entry of a stem file's metadata; absent where the depth is the smallest one, as in files written before it existed
 DEPTH = "depth"
@@ -119,6 +119,13 @@ class Stem(nn.Module, ABC):
         """Return the output head and drop it from the stem; None if the stem has none."""
 
 
+class Tower(Protocol):
+    """A vision tower without the rest of its model, on the CPU."""
+
+    def __call__(self, images: Sequence[ImageTensors]) -> Any:
+        """`Vision.features` of the images of one sample, at least one, without gradient."""
+
+
 class StemDesign(ABC):
     """What the stem of one teacher consists of; made from its configuration and the depth alone."""
 
@@ -179,6 +186,14 @@ class StemDesign(ABC):
     @abstractmethod
     def tower_of_student(self, student: VisionLanguageModel) -> tuple[str, str] | None:
         """The dtype in which a student's tower runs, and its hash in it; None if its features are of another kind."""
+
+    @abstractmethod
+    def load_tower(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Tower:
+        """The vision tower of a checkpoint of this architecture; of its other weights at most the projector is read.
+
+        Raises:
+            InputError: the checkpoint has no tower.
+        """
 
     @abstractmethod
     def build(self, weights: Mapping[str, Tensor], student: VisionLanguageModel | None = None) -> Stem:

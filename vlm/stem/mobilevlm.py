@@ -16,8 +16,9 @@ from alignkd.vlm.families.mobilevlm.model.mobilevlm import MobileVLM
 from alignkd.vlm.families.mobilevlm.model.tower_settings import settings_fingerprint, tower_settings
 from alignkd.vlm.families.mobilevlm.weights.checkpoint import MobileVLMCheckpoint
 from alignkd.vlm.families.mobilevlm.weights.sources import WeightSource, tower_tensors
+from alignkd.vlm.families.mobilevlm.weights.tower import MobileVLMTower
 from alignkd.vlm.families.mobilevlm.weights.tower_hash import running_tower_hash, tower_hashes
-from alignkd.vlm.families.stem import DEPTH, StemDesign
+from alignkd.vlm.families.stem import DEPTH, StemDesign, Tower
 from alignkd.vlm.finite import check_finite
 from alignkd.vlm.stem.stem import EMBEDDING_KEY, TeacherStem, stem_shapes
 
@@ -97,6 +98,11 @@ class MobileVLMDesign(StemDesign):
     def tower_of_student(self, student: VisionLanguageModel) -> tuple[str, str] | None:
         """Dtype and hash; see `StemDesign.tower_of_student`."""
         return running_tower_hash(student) if isinstance(student, MobileVLM) else None
+
+    def load_tower(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Tower:
+        """The tower alone; see `StemDesign.load_tower`."""
+        assert isinstance(checkpoint, MobileVLMCheckpoint)
+        return MobileVLMTower(checkpoint, dtype)
 
     def cut(self, depth: int) -> "MobileVLMDesign":
         """See `StemDesign.cut`."""

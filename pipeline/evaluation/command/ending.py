@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from alignkd.pipeline.console.errors import fail
-from alignkd.pipeline.console.printing import format_count, say
+from alignkd.pipeline.console.printing import format_count, print_note, say
 from alignkd.pipeline.evaluation.run import EvalEnd
 from alignkd.pipeline.evaluation.table import result_lines, unusable_lines
 from alignkd.teacher_dump.operation.stops import end_process
@@ -17,7 +17,7 @@ from alignkd.teacher_dump.operation.workers import launched_rank
 def print_result(end: EvalEnd) -> None:
     """Print the scores; questions that could not be asked on stderr."""
     for line in unusable_lines(end.results):
-        click.echo(line, err=True)
+        print_note(line)
     for line in result_lines(end.results, end.published):
         click.echo(line)
 

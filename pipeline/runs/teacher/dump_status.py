@@ -52,10 +52,13 @@ def dump_status(store: Path | str) -> DumpStatus:
     """
     location = as_location(store)
     load_manifest(location)  # the clearest message for what is no store
-    workers = tuple(
-        read_workers(location)
-    )  # before the shards, so that a shard committed in between is not counted twice
-    shards = list_shards(location)
+    # before the shards, so that a shard committed in between is not counted twice
+    workers = read_workers(location)
+    return status_of(location, workers, list_shards(location))
+
+
+def status_of(location: Path | str, workers: Sequence[WorkerStatus], shards: Sequence[ShardInfo]) -> DumpStatus:
+    """The progress that follows from the workers' status and from the shards of the plan, which were read later."""
     committed = [shard for shard in shards if shard.committed]
     running = [worker for worker in workers if worker.state == "running"]
     rate = sum(worker.rate for worker in running)
@@ -75,7 +78,7 @@ def dump_status(store: Path | str) -> DumpStatus:
         bytes=sum(shard.num_bytes for shard in committed),
         rate=rate,
         seconds_left=0.0 if complete else (samples - done) / rate if rate > 0 else None,
-        workers=workers,
+        workers=tuple(workers),
     )
 
 

@@ -95,7 +95,7 @@ def summary(
         "vision_positions": _span(record.vision_positions),
         "vision_spans": [_span(positions) for positions in vision_blocks(record)],
         "num_queries": len(record.tqv_query_positions),
-        "supervised": supervised_rows(record, pieces, lm_head),
+        "supervised": supervised_rows(record, manifest, pieces, lm_head),
         "focus": [] if record.vision_top_index is None else record.vision_top_index.tolist(),
         "vision_grid": None if (tokens := manifest.shapes.vision_tokens) is None else list(square_grid(tokens)),
         "vision_grids": [list(grid) for grid in token_grids(record, manifest)],

@@ -8,14 +8,24 @@ from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.read.lm_head import LmHead
-from alignkd.storage.read.logprobs import distribution_of, log_normalisers
+from alignkd.storage.read.logprobs import Distribution, distribution_of, log_normalisers
 from alignkd.storage.record.distributions import HiddenStates, SampledLogits, TruncatedLogits
 from alignkd.storage.record.record import IGNORE_LABEL, Record
+from alignkd.storage.schema.manifest import Manifest
 
 TOP_TOKENS = 5
 
 
-def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
+def shown_distribution(record: Record, manifest: Manifest, lm_head: LmHead | None) -> Distribution | None:
+    """The teacher's distribution of a record, as training compares it: without columns that are padding.
+
+    None without logits, and for hidden states without an lm_head.
+    """
+    found = distribution_of(record.logits, lm_head)
+    return found[:, : manifest.shapes.num_tokens] if isinstance(found, np.ndarray) else found
+
+
+def supervised_rows(record: Record, manifest: Manifest, pieces: Pieces, lm_head: LmHead | None) -> list[dict[str, Any]]:
     """For each supervised position the label and the teacher's most probable tokens.
 
     `top` lists id, piece and probability, together with `label_prob` and `tail_mass`. With `sampled` logits, `draws`
@@ -27,13 +37,13 @@ def supervised_rows(record: Record, pieces: Pieces, lm_head: LmHead | None) -> l
         {"position": position, "label": label, "label_piece": pieces(label)}
         for position, label in zip(record.supervised_positions.tolist(), labels, strict=True)
     ]
-    if (found := distribution_of(record.logits, lm_head)) is None:
+    if (found := shown_distribution(record, manifest, lm_head)) is None:
         return rows
     if isinstance(found, SampledLogits):
         predictions = _drawn(found, pieces)
     else:
-        entries = _kept(found) if isinstance(found, TruncatedLogits) else _all(found)
-        predictions = (_most_probable(*entry, label, pieces) for entry, label in zip(entries, labels, strict=True))
+        entries = zip(entries_of(found), labels, strict=True)
+        predictions = (_most_probable(*entry, label, pieces) for entry, label in entries)
     return [row | more for row, more in zip(rows, predictions, strict=True)]
 
 
@@ -46,14 +56,27 @@ def why_no_probabilities(record: Record, lm_head: LmHead | None) -> str | None:
     return None
 
 
+# ids, their probabilities, and the mass outside them: None where it is unknown
 Entries = tuple[NDArray[Any], NDArray[np.float64], float | None]
 
 
+def entries_of(found: Distribution) -> Iterator[Entries]:
+    """What is known of the distribution, position by position; of draws, each id's share of them."""
+    if isinstance(found, TruncatedLogits):
+        return _kept(found)
+    return _shares(found) if isinstance(found, SampledLogits) else _all(found)
+
+
 def _kept(found: TruncatedLogits) -> Iterator[Entries]:
-    """Ids, their probabilities and the mass outside them, position by position; None where it is unknown."""
     tails = [None] * found.num_positions if found.tail_logmass is None else np.exp(found.tail_logmass).tolist()
     for start, stop, tail in zip(found.offsets, found.offsets[1:], tails, strict=False):
         yield found.ids[start:stop], np.exp(found.logprobs[start:stop].astype(np.float64)), tail
+
+
+def _shares(found: SampledLogits) -> Iterator[Entries]:
+    for start, stop in zip(found.offsets, found.offsets[1:], strict=False):
+        counts = found.counts[start:stop].astype(np.float64)
+        yield found.ids[start:stop], counts / counts.sum(), None
 
 
 def _all(found: NDArray[Any]) -> Iterator[Entries]:

@@ -16,7 +16,7 @@ from alignkd.storage.layouts.tables import ShardTables, tables_from
 from alignkd.storage.layouts.tar.check import frame_problem, places_problem
 from alignkd.storage.layouts.tar.format import closing, opening, record_members, text_rows
 from alignkd.storage.layouts.tar.index import MAX_BYTES, TarIndex, parse_index
-from alignkd.storage.schema.columns.shard import KEYS, NO_ROW, OFFSETS, RECORDS, Column
+from alignkd.storage.schema.columns.shard import IMAGE_GROUPS, KEYS, NO_ROW, OFFSETS, RECORDS, Column
 from alignkd.storage.schema.commit_record import CommitRecord, FileEntry
 from alignkd.storage.schema.manifest import Manifest
 
@@ -41,8 +41,9 @@ class TarSource:
     ) -> None:
         self.files, self.folder, self.manifest, self.columns, self.commit = files, folder, manifest, columns, commit
         self._record_members = record_members(columns)
-        groups = self._group_numbers(columns)
+        groups = self._groups = self._group_numbers(columns)
         self._text_group = groups["text"]
+        self._place_of = {member.name: place for place, member in enumerate(self._record_members)}
         self._cuts = [
             (c.name, groups[c.group], c.dtype, c.row_shape, c.row_bytes, c.width_field)
             for member in self._record_members
@@ -71,8 +72,15 @@ class TarSource:
     def ids(self) -> NDArray[Any]:
         return self.index.ids.copy()
 
-    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+    def texts(self) -> NDArray[Any]:
+        lengths = np.diff(self._tables.ends("text")).tolist()
+        texts = [self._text(record, length) for record, length in enumerate(lengths)]
+        return np.concatenate([np.empty(0, np.uint8), *texts])
+
+    def rows(self, record: int, numbers: dict[str, int], *, whole: bool = True) -> ReadRows:
         tables = self._tables
+        if not whole:
+            return _FewRows(self, record, numbers).__getitem__
         arrays = _RecordRows(self, record)
         source = numbers["image_record"]
         if source in (record, NO_ROW):
@@ -87,6 +95,21 @@ class TarSource:
                 self._cut(source, buffer, arrays, tables.numbers(source), own=False, image=True)
 
         return arrays.__getitem__
+
+    def member_rows(self, record: int, numbers: dict[str, int], name: str) -> NDArray[Any]:
+        """A record's rows of one column; no other member is read."""
+        if name == "text":
+            first, last = self._tables.ends("text")[record : record + 2].tolist()
+            return self._text(record, last - first)
+        column, source = self._by_name[name], numbers["image_record"]
+        of = source if column.group in IMAGE_GROUPS and source != NO_ROW else record
+        place = self._place_of.get(name)
+        if place is None or self._offsets[of, place] < 0:
+            return self.rows_without_member(record, name)
+        starts, stops = self._tables.bounds(record, numbers)
+        group = self._groups[column.group]
+        shape = column.shape_of(stops[group] - starts[group], numbers)
+        return np.ndarray(shape, column.dtype, self._member(of, place))
 
     def rows_without_member(self, record: int, name: str) -> NDArray[Any]:
         """A record's rows of a column that is in the index or that the record does not have."""
@@ -191,6 +214,18 @@ class TarSource:
         where = f"{self._tar_label}, record {record}, headers"
         raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
 
+    def _text(self, record: int, length: int) -> NDArray[np.uint8]:
+        return text_rows(self._member(record, 0), length)
+
+    def _member(self, record: int, place: int) -> Bytes:
+        """Verified bytes of one member without its header."""
+        offset, size, committed = self.index.places[record, place].item()
+        data = self._pread(offset, offset + size)
+        if (found := crc32c(data)) != committed:
+            where = f"{self._tar_label}, record {record}, member {self._record_members[place].name}"
+            raise self._wrong(where, f"crc32c is {found:08x}, indexed {committed:08x}")
+        return data
+
     def _members(self, record: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
         names = [member.name for member in self._record_members]
         return zip(names, self.index.places[record].tolist(), strict=True)
@@ -263,3 +298,13 @@ class _RecordRows(Rows):
 
     def __missing__(self, name: str) -> NDArray[Any]:
         return self._source.rows_without_member(self._record, name)
+
+
+class _FewRows(Rows):
+    """A record's rows by column, each read when it is asked for."""
+
+    def __init__(self, source: TarSource, record: int, numbers: dict[str, int]) -> None:
+        self._source, self._record, self._numbers = source, record, numbers
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        return self._source.member_rows(self._record, self._numbers, name)

@@ -63,14 +63,17 @@ class ZarrSource:
     def ids(self) -> NDArray[Any]:
         return self.file("id").read(0, self.tables().rows_of("id"))
 
-    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+    def texts(self) -> NDArray[Any]:
+        return self.file("text").read(0, self.tables().rows_of("text"))
+
+    def rows(self, record: int, numbers: dict[str, int], *, whole: bool = True) -> ReadRows:
         starts, stops = bounds = self.tables().bounds(record, numbers)
-        if not self.files.checks_sizes:
+        if whole and not self.files.checks_sizes:
             self._announce(self.tables().ranges(record, numbers))
         rows, (held, others) = _RecordRows(self, bounds, numbers), self._busy
         for name, group, array in held:
             rows[name] = array[starts[group] : stops[group]].copy()
-        for name, group, file in others:
+        for name, group, file in others if whole else ():
             if 0 <= (start := starts[group]) < (stop := stops[group]):
                 rows[name] = file.read(start, stop)
         return rows.__getitem__

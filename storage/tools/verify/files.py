@@ -37,7 +37,7 @@ class ShardFiles:
         """One line for each kind of problem that cannot be found in this place."""
         if self.files.checks_sizes or self._listed is not None:
             return []
-        return ["a web server cannot be listed: objects that belong to no shard are not looked for"]
+        return ["the place cannot be listed: objects that belong to no shard are not looked for"]
 
     def _listed_of(self, commit: CommitRecord) -> Mapping[str, int] | None:
         """Path -> length of the files of a shard; None: ask for each."""

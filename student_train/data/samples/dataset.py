@@ -1,7 +1,7 @@
 """Turns a record of the store into a training example, which is tokenised again and compared with the record."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class CachedDataset:
     Args:
         reader: the store.
         preparation: the STUDENT's tokenizer, template and image processor.
-        images: folder to which the records' image paths are relative; None if the store holds the image files.
+        images: folder to which the records' image paths are relative; None if the store holds the image files, or for
+            the folder from which the dump read them.
         images_of: that folder by name of a source of the store, in place of `images`.
         marks_generated: find the positions of answers that a model wrote (`Example.generated`).
     """
@@ -61,17 +62,29 @@ class CachedDataset:
             SampleError: the image is missing or changed, or the student tokenises the conversation differently.
         """
         record = self.reader[position]
+        images = self._images[self._source_of[position]]
+        return self.example(record, lambda: self._image_bytes(record, images)), record
+
+    def example(self, record: Record, image_files: Callable[[], Sequence[bytes]]) -> Example:
+        """The example of a record.
+
+        Args:
+            image_files: reads the content of its image files; may raise SampleError.
+
+        Raises:
+            SampleError: as `__getitem__`; or it is from `image_files`.
+        """
         name = f"sample {record.id!r} (index {record.index})"
         turns = turns_of(record.conversations)
         try:
-            files = self._image_bytes(record, self._images[self._source_of[position]])
+            files = image_files()
             example = self.preparation.build(turns, files)
             if self._marks_generated:
                 example = replace(example, generated=generated_positions(self.preparation, turns, files, example))
         except SampleError as error:
             raise SampleError(f"{name}: {error}") from error
         self._check_tokens(name, example, record)
-        return example, record
+        return example
 
     def _check_tokens(self, name: str, example: Example, record: Record) -> None:
         """The student's tokens must be the teacher's, so that targets belong to the positions they are compared at."""
@@ -94,14 +107,24 @@ class CachedDataset:
             if record.image_bytes:
                 data, where = record.image_bytes[number], f"store {self.reader.path}, image {image}"
             else:
-                assert images is not None  # checks.check_images
-                data, where = read_image_bytes(images, image), str(images / image)
+                folder = images or dumped_images(self.reader, record.index)
+                assert folder is not None  # checks.check_images
+                data, where = read_image_bytes(folder, image), str(folder / image)
             if (found := hashlib.sha256(data).hexdigest()) != sha256:
                 raise SampleError(
                     f"{where}: sha256 is {found}, the teacher saw {sha256}; restore the file or dump the targets again"
                 )
             files.append(data)
         return files
+
+
+def dumped_images(reader: StoreReader, index: int) -> Path | None:
+    """The folder from which the dump read the images of a sample, if the store names one.
+
+    What lies there now may be anything, so files are compared with the record's hashes.
+    """
+    read_from = reader.manifest.read_from
+    return None if read_from is None else read_from.image_folder(index)
 
 
 def _check_equal(sample: str, field: str, *, found: NDArray[np.int32], stored: NDArray[np.int32]) -> None:

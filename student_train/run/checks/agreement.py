@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alignkd.storage import StoreReader
 from alignkd.student_train.config import TrainConfig
 from alignkd.student_train.data.attention_source import stored_attention
+from alignkd.student_train.distributed.ranks import Ranks
 from alignkd.student_train.errors import TrainError
 from alignkd.student_train.run.checks.target_sources import needs_head, targets_by_term, targets_of_stem
 from alignkd.vlm.attention.layer_choice import shown_layers
@@ -39,6 +40,25 @@ def check_stores_agree(readers: Sequence[StoreReader], config: TrainConfig) -> N
             raise TrainError(
                 f"stores {readers[0].path} and {reader.path} do not fit together: {'; '.join(differing)}; stores of "
                 "one run must come from the same teacher and keep the same kinds of targets; dump one of them again"
+            )
+
+
+def check_same_stores(readers: Sequence[StoreReader], ranks: Ranks) -> None:
+    """Refuse stores that changed while the ranks opened them, such as a branch of the hub; called by all ranks.
+
+    Each rank opens the stores itself; with other samples on one of them, the ranks would not share an order.
+
+    Raises:
+        TrainError: on all ranks, names the first such store.
+    """
+    opened = ranks.from_all([(reader.manifest.whole_hash[:12], len(reader)) for reader in readers])
+    for number, reader in enumerate(readers):
+        states = [stores[number] for stores in opened]
+        if other := next((state for state in states if state != states[0]), None):
+            shown = " and ".join(f"{name} with {count} records" for name, count in (states[0], other))
+            raise TrainError(
+                f"store {reader.path}: changed while the processes of this run opened it: they found {shown}; run "
+                "again (for a store on the hub, with @COMMIT)"
             )
 
 

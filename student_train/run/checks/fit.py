@@ -1,11 +1,16 @@
 """Checks before the first step: store, student and settings must fit together."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alignkd.storage import StoreReader, check_fingerprint
 from alignkd.storage.schema.targets.counterfactual import ADVANTAGE, stores_advantage
+from alignkd.student_train.data.samples.dataset import dumped_images
 from alignkd.student_train.data.samples.lengths import same_vision_tokens, sequence_lengths
 from alignkd.student_train.data.samples.sources import sources_of
 from alignkd.student_train.errors import TrainError
@@ -44,22 +49,35 @@ def check_images(reader: StoreReader, images: Path | None, images_of: Mapping[st
     """Refuse a run without an image folder if the store only refers to its images.
 
     Args:
-        images: folder of all images.
+        images: folder of all images; None: where the dump found them.
         images_of: folder by name of a source, in place of `images`.
 
     Raises:
-        TrainError: the message names both settings.
+        TrainError: the message names the setting, and the folder of the dump if it is not there.
     """
     if reader.manifest.inputs != "reference":
         return
     names, of_record = sources_of(reader)
     for number, name in enumerate(names):
-        if images_of.get(name, images) is None and reader.has_image[of_record == number].any():
+        if images_of.get(name, images) is not None:
+            continue
+        indices = reader.dataset_index[(of_record == number) & reader.has_image]
+        folders = {dumped_images(reader, index) for index in _one_of_each_folder(reader, indices)}
+        if missing := [folder for folder in folders if folder is None or not os.path.isdir(folder)]:  # noqa: PTH112 - False also without permission
             source = f", source {name}," if len(names) > 1 else ""
+            gone = "" if missing[0] is None else f" and {missing[0]}, where the dump found them, is not a folder"
             raise TrainError(
                 f"store {reader.path}{source} has inputs 'reference', so its images are read from a folder, but "
-                "data.images is missing; set it, or dump with inputs 'embed'"
+                f"data.images is missing{gone}; set it, or dump with inputs 'embed'"
             )
+
+
+def _one_of_each_folder(reader: StoreReader, indices: NDArray[np.int64]) -> list[int]:
+    """One of these samples for each folder of images that the manifest lists, and one that comes before all of them."""
+    read_from = reader.manifest.read_from
+    firsts = [] if read_from is None else [entry.first_sample for entry in read_from.images]
+    _, chosen = np.unique(np.searchsorted(firsts, indices, side="right"), return_index=True)
+    return [int(index) for index in indices[chosen]]
 
 
 def compared_tokens(reader: StoreReader, student: ModelConfig) -> int | None:

@@ -129,7 +129,7 @@ def test_show_draws_the_attention(stores: dict[str, Path], golden_images: Path, 
     assert run("show", stores["compact"], "--id", "ft-1", "--png", png, "--head", "3").exit_code == 0
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000
     plain = ("show", stores["hidden"], "--id", "ft-1", "--png", png)
-    assert "--images" in one_line(run(*plain))
+    assert "--images" in one_line(run(*plain, "--images", tmp_path / "none"))
     assert run(*plain, "--images", golden_images, "--token", "animal").exit_code == 1
     assert "the store has heads 0..7" in one_line(run(*plain, "--images", golden_images, "--head", "8"))
     assert "is at 2 positions; choose one" in one_line(run(*plain, "--images", golden_images, "--token", "is"))

@@ -89,7 +89,7 @@ def test_what_is_not_drawn_is_named(dumped: Callable[..., Path], alignkd_here: R
     assert [target.pairs for target in stored_attention(reader.manifest)] == ["vqv"]
     done = alignkd_here("shards", "show", store, "--index", index, "--png", store.parent / "a.png", "--images",
                         golden_images)  # fmt: skip
-    assert done.returncode == 1 and "has vqv attention, --png draws stored tqv attention" in done.stderr
+    assert done.returncode == 1 and "has vqv attention, not that of text queries" in done.stderr
     table = alignkd_here("shards", "stats", store).stdout
     assert "attention_layers_vqv: vqv attention by layer" in table
 

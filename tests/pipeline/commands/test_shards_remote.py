@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from http_servers import WebServer
+from hub_server import WRITER, HubServer
 from prepared_processes import PreparedProcesses
 from safetensors.numpy import load_file
 
@@ -140,6 +143,40 @@ def test_training_from_a_bucket_gives_the_terms_of_the_folder(dumped: Dumped, s3
     assert json.loads((dumped.folder / "distant" / "run.json").read_text())["store"]["path"] == dumped.url
     assert not (dumped.folder / "s3:").exists()
     assert not [path for path in (dumped.folder / "staging").rglob("*") if path.is_file()]
+
+
+def test_training_from_the_hub_gives_the_terms_of_the_folder(dumped: Dumped, tmp_path: Path, patience: float) -> None:
+    """Pushed and trained from by processes of their own, with data workers"""
+    sections = yaml.safe_load((dumped.folder / "local.yaml").read_text())
+    sections["store"] = {"path": "hf://datasets/org/name@main"}
+    sections["train"] |= {"output": str(tmp_path / "hub"), "data_workers": 2}
+    (tmp_path / "hub.yaml").write_text(yaml.safe_dump(sections))
+    hub = HubServer()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": WRITER,
+        "HF_HUB_DISABLE_XET": "1",
+        "ALIGNKD_CACHE": str(tmp_path / "cache"),
+    }
+    try:
+        for command in (
+            ["shards", "push", str(dumped.local), "hf://datasets/org/name"],
+            ["train", str(tmp_path / "hub.yaml")],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "alignkd", *command], env=environment, capture_output=True, timeout=patience
+            )
+            assert done.returncode == 0, done.stderr.decode()[-4000:]
+    finally:
+        hub.close()
+    local, distant = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (dumped.folder / "local", tmp_path / "hub")
+    )
+    assert len(local) == 2 and distant == local
+    assert json.loads((tmp_path / "hub" / "run.json").read_text())["store"]["path"] == "hf://datasets/org/name@main"
 
 
 def test_looking_into_a_bucket_shows_what_the_folder_shows(dumped: Dumped, s3: None, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 from http_servers import WebServer
 
 from alignkd.storage import Manifest, open_writer
+from alignkd.storage.places import open_location
 from alignkd.storage.remote import retry
-from alignkd.storage.remote.files import RemoteFiles, open_location
+from alignkd.storage.remote.files import RemoteFiles
 from alignkd.storage.remote.settings import RemoteSettings
 
 TOKENIZER = b"a tokenizer" * 1000

@@ -105,7 +105,7 @@ def test_what_belongs_to_no_shard_is_named_or_the_blindness_is(copy: Copy) -> No
         assert [problem.message for problem in report.problems] == [f"{copy.url}/{foreign}: {FOREIGN}"]
         assert report.notes == []
     else:
-        assert report.ok and report.notes[0].startswith("a web server cannot be listed")
+        assert report.ok and report.notes[0].startswith("the place cannot be listed")
     assert verify_store(copy.url).notes == ["of attachments only the presence was checked"]
 
 

@@ -66,7 +66,10 @@ class NpysSource:
     def ids(self) -> NDArray[Any]:
         return np.concatenate([record["id"] for record in self._records])
 
-    def rows(self, record: int, numbers: dict[str, int]) -> ReadRows:
+    def texts(self) -> NDArray[Any]:
+        return np.concatenate([record["text"] for record in self._records])
+
+    def rows(self, record: int, numbers: dict[str, int], *, whole: bool = True) -> ReadRows:
         source = numbers["image_record"]
         brought = self._records[record if source == NO_ROW else source]
         own = self._records[record]

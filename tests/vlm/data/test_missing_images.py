@@ -75,3 +75,10 @@ def test_what_is_no_path_is_named_as_given(images: Path, image: str, said: str) 
     with pytest.raises(SampleError) as refused:
         open_image(images, image)
     assert said in str(refused.value) and str(images) not in str(refused.value) and len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
+def test_a_name_that_no_file_can_have_is_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="is not the name of a file") as caught:
+        open_image(tmp_path, name)
+    assert str(caught.value).isprintable()

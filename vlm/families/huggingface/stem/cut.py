@@ -88,8 +88,8 @@ def cut_model(config: HuggingFaceConfig, depth: int) -> Any:
     model = empty_model(raw, Path("config.json"))
     tower, output = tower_of(model), model.get_output_embeddings()
     assert tower is not None
-    _replace(model, tower, ReplayedTower(tower))
-    _replace(model, output, nn.Identity())
+    replace_module(model, tower, ReplayedTower(tower))
+    replace_module(model, output, nn.Identity())
     last = layers_of(model)[-1]
     attention = attention_of(last)
     for name, child in last.named_children():
@@ -109,7 +109,8 @@ def _cut_layers(text: Any, count: int) -> None:
     text.num_hidden_layers = count
 
 
-def _replace(model: Any, old: nn.Module, new: nn.Module) -> None:
+def replace_module(model: Any, old: nn.Module, new: nn.Module) -> None:
+    """Put another module in the place of a sub-module."""
     name = next(name for name, module in model.named_modules() if module is old)
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, new)

@@ -21,7 +21,8 @@ from alignkd.vlm.families.huggingface.model.tower_outputs import feature_layers
 from alignkd.vlm.families.huggingface.model.weights.weight_names import ParameterFiles
 from alignkd.vlm.families.huggingface.stem.cut import WITH_STEM, cut_model
 from alignkd.vlm.families.huggingface.stem.stem import HuggingFaceStem
-from alignkd.vlm.families.stem import DEPTH, EmbeddingTable, StemDesign, smallest_depth
+from alignkd.vlm.families.huggingface.stem.tower import HuggingFaceTower
+from alignkd.vlm.families.stem import DEPTH, EmbeddingTable, StemDesign, Tower, smallest_depth
 from alignkd.vlm.weights.tensor_hash import hash_by_dtype
 
 FAMILY = "huggingface"
@@ -122,6 +123,11 @@ class HuggingFaceDesign(StemDesign):
         assert tower is not None
         dtype = str(student.tower_dtype).removeprefix("torch.")
         return dtype, hash_by_dtype(tower.named_parameters(), tower_settings(student.config.raw), [dtype])[dtype]
+
+    def load_tower(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Tower:
+        """The tower alone; see `StemDesign.load_tower`."""
+        assert isinstance(checkpoint, HuggingFaceCheckpoint)
+        return HuggingFaceTower(checkpoint, dtype)
 
     def cut(self, depth: int) -> "HuggingFaceDesign":
         """See `StemDesign.cut`."""

@@ -84,9 +84,14 @@ def _read(
 
 def _materialise_buffers(model: MobileVLM, device: torch.device) -> None:
     """Compute the buffers that no checkpoint holds and that the meta device left empty."""
-    for module in model.modules():
+    materialise_positions(model, device)
+    # computed on the CPU on every machine: a GPU rounds differently
+    model.model.rotary_emb = LlamaRotaryEmbedding(config=model.config.llama).to(device)
+
+
+def materialise_positions(tower: nn.Module, device: torch.device) -> None:
+    """Compute the numbers of the positions in a vision tower, which the meta device left empty."""
+    for module in tower.modules():
         if isinstance(module, CLIPVisionEmbeddings):
             positions = torch.arange(module.num_positions, device=device)[None]
             module.register_buffer("position_ids", positions, persistent=False)
-    # computed on the CPU on every machine: a GPU rounds differently
-    model.model.rotary_emb = LlamaRotaryEmbedding(config=model.config.llama).to(device)

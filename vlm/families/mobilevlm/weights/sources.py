@@ -91,6 +91,21 @@ def tower_tensors(folder: Path, sources: Iterable[WeightSource]) -> Iterator[tup
         )
 
 
+def check_tower(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse a tower whose tensors have not exactly the names and shapes of `expected`.
+
+    Raises:
+        InputError: names the first difference.
+    """
+    for key in sorted(found.keys() | expected.keys()):
+        shapes = [tuple(tensors[key].shape) if key in tensors else "none" for tensors in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{folder}: {key} of the vision tower has shape {shapes[0]}, config.json says {shapes[1]}; take "
+                "config.json and weights from the same checkpoint"
+            )
+
+
 def check_sources(folder: Path, sources: Iterable[WeightSource], expected: Mapping[str, Shape]) -> None:
     """Refuse weights that are not exactly `expected`.
 

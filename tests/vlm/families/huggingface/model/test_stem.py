@@ -85,6 +85,22 @@ def test_equal_to_the_live_teacher(name: str, last: int, cases: dict[str, Any], 
     assert info.sizes.total <= info.file_bytes < info.sizes.total + 32_768
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tower_alone_gives_the_same_targets(name: str, cases: dict[str, Any], tmp_path: Path) -> None:
+    """Without the decoder in memory: one and two images of a sample, as the live teacher encodes them."""
+    checkpoint, teacher, batch = cases[name].checkpoint, cases[name].model, cases[name].batch
+    info = extract_stem(checkpoint, tmp_path / "stem.safetensors", dtype=torch.float32)
+    stem, tower = open_stem(info.path), info.design.load_tower(checkpoint, torch.float32)
+    samples = batch.image_samples_I
+    for sample in samples.unique().tolist():
+        images = [image for image, of in zip(batch.images, samples.tolist(), strict=True) if of == sample]
+        expected = teacher.encode_images(images, [0] * len(images))
+        found = stem.vision(tower(images))
+        assert found.tokens_of_image == expected.tokens_of_image
+        torch.testing.assert_close(found.embeddings_PD, expected.embeddings_PD, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", WITHOUT)
 def test_a_model_without_a_stem_is_refused_in_one_line(name: str, cases: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = cases[name].checkpoint

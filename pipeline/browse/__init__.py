@@ -1,0 +1,1 @@
+"""`alignkd shards browse`: a store as pages for a web browser."""

@@ -1,0 +1,1 @@
+"""What the page of one record shows, as plain values and pictures."""

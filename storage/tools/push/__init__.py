@@ -1,0 +1,1 @@
+"""Publishing a store in a data set of the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""A dump by workers that an engine for clusters starts, places and replaces."""

@@ -47,6 +47,7 @@ def test_links_between_documents_become_links_between_pages() -> None:
         ("README.md", "docs/pictures/results.png", "pictures/results.png"),
         ("docs/data.md", "../README.md#two-commands", "index.md#two-commands"),
         ("docs/data.md", "inputs.md", "inputs.md"),
+        ("docs/data.md", "../examples/slurm-dump.sh", "examples/slurm-dump.sh"),
         ("docs/data.md", "#folders", "#folders"),
         ("docs/data.md", "https://example.org/docs/data.md", "https://example.org/docs/data.md"),
         ("docs/data.md", "../setup.py", "../setup.py"),

@@ -29,6 +29,8 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+# a folder at the top whose files documents link; the site has them too
+EXAMPLES = "examples"
 _CODE = re.compile(r"`[^`]+`")
 _LINK = re.compile(r"\]\(([^)#: ]+)(#[^) ]*)?\)")
 # public names by what they are for; a test compares them with `alignkd.__all__`
@@ -53,6 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     for source, page in TOP.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for example in sorted((ROOT / EXAMPLES).iterdir()):
+        files.append(File.generated(config, f"{EXAMPLES}/{example.name}", abs_src_path=str(example)))
     files.append(File.generated(config, "reference.md", content=reference()))
     return files
 
@@ -72,7 +76,8 @@ def with_links_of_pages(markdown: str, document: str) -> str:
 
     def replaced(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(document), link[1]))
-        page = TOP.get(target, target.removeprefix("docs/") if target.startswith("docs/") else None)
+        has_place = target.startswith(("docs/", f"{EXAMPLES}/"))
+        page = TOP.get(target, target.removeprefix("docs/") if has_place else None)
         return link[0] if page is None else f"]({page}{link[2] or ''})"
 
     return _LINK.sub(replaced, markdown)

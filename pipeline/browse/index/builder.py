@@ -218,7 +218,7 @@ class Builder:
     def _check_sealed(self) -> None:
         """Compare the checksum of a complete file, if it has one: words have none of their own, as parts do."""
         try:
-            expected = self._seal_path.read_text()
+            expected = self._seal_path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return
         if expected != self._checksum():

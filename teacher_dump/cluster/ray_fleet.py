@@ -48,7 +48,8 @@ class WorkerShape:
         for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
             if value != 0 and not SMALLEST_SHARE <= value < LARGEST_SHARE:
                 raise InputError(
-                    f"--{name}-per-worker is {value:g}, expected 0 or a number from {SMALLEST_SHARE:g}, in which Ray counts"
+                    f"--{name}-per-worker is {value:g}, expected 0 or a number from {SMALLEST_SHARE:g} to "
+                    f"{LARGEST_SHARE:g}"
                 )
 
     def __str__(self) -> str:
@@ -121,8 +122,8 @@ def _check_address(address: str) -> None:
         ) from None
     if is_other:
         raise InputError(
-            f"--address {address}: what answers there is no Ray cluster; give the port that `ray start --head` printed, "
-            "usually 6379"
+            f"--address {address}: what answers there is no Ray cluster; give the port that `ray start --head` "
+            "printed, usually 6379"
         )
 
 

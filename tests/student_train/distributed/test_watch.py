@@ -167,7 +167,8 @@ def test_the_first_rank_waits_until_the_others_know(watches: Watches, ends: Ends
 
 def test_a_run_after_a_failed_one_has_problems_of_its_own(watches: Watches, ends: Ends) -> None:
     """A script may catch the error of a run on all ranks, and train again in the same processes."""
-    both = first, second = watches(2)
+    both = watches(2)
+    second = both[1]
     second.report(TrainError("of the first run"))
     for rank in both:
         rank.end_run()

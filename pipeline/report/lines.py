@@ -24,7 +24,7 @@ def figures_in(content: bytes, file: Path, required: Sequence[str], *, otherwise
         otherwise: what follows the path if the content is not that of a run.
 
     Returns:
-        Name -> number, None, or for `by_source` an object of such objects. NaN and infinity are None.
+        Name -> number, None, or for `by_source` an object of such objects. What is no finite number is None.
 
     Raises:
         InputError: the content is another one, or several runs wrote the file at the same time.
@@ -50,22 +50,26 @@ def _figures(line: Any, required: Sequence[str]) -> dict[str, Any]:
     sources = line.get(BY_SOURCE, {})
     if not isinstance(sources, dict) or not all(isinstance(source, dict) for source in sources.values()):
         raise TypeError(f"{BY_SOURCE} is not an object of objects")
-    for figures in ({name: value for name, value in line.items() if name != BY_SOURCE}, *sources.values()):
-        for name, value in figures.items():
-            _check_figure(name, value)
     if not all("samples" in source for source in sources.values()):
         raise ValueError(f"{BY_SOURCE} without samples")
-    return line
+    found = {name: _figure(name, value) for name, value in line.items() if name != BY_SOURCE}
+    if sources:
+        found[BY_SOURCE] = {
+            source: {name: _figure(name, value) for name, value in figures.items()}
+            for source, figures in sources.items()
+        }
+    return found
 
 
-def _check_figure(name: str, value: Any) -> None:
+def _figure(name: str, value: Any) -> float | None:
+    """A number; None for anything else, unless it is a count."""
     if name in _COUNTS or name.startswith(KIND_PREFIX):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_COUNT:
             raise ValueError(f"{name} is not a count")
-    elif value is not None and not (isinstance(value, int | float) and abs(value) < LARGEST):
-        raise ValueError(f"{name} is not a number")
-    elif name == "best_step" and isinstance(value, float):
-        raise ValueError("best_step is not a step")
+        return value
+    if not isinstance(value, int | float) or not abs(value) < LARGEST:
+        return None
+    return None if name == "best_step" and isinstance(value, float) else value
 
 
 def _check_order(file: Path, steps: Sequence[tuple[int, int]]) -> None:

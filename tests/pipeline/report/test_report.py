@@ -88,11 +88,6 @@ def test_what_is_no_run_is_one_line(content: str | None, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "figures",
     [
-        '"loss": "<script>"',
-        '"loss": [1]',
-        f'"loss": 1{"0" * 400}',
-        '"loss": 1e308',
-        '"loss": 1, "seconds": "a"',
         '"loss": 1, "samples_seen": null',
         '"loss": 1, "samples_text": 0.5',
         '"loss": 1, "by_source": [1]',
@@ -115,11 +110,13 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
 
 
 def test_gaps_in_the_figures_are_left_out(tmp_path: Path) -> None:
-    """NaN of another writer, a source without samples, a step without sources."""
+    """NaN of another writer, what is no number, a source without samples, a step without sources."""
     lines = [
         '{"step": 1, "samples_seen": 4, "loss": NaN, "peak_memory_mib": null, "by_source": {"a": {"samples": 0, '
         '"loss": 1}}}',
-        '{"step": 2, "samples_seen": 8, "loss": 3, "grad_norm": -Infinity}',
+        '{"step": 2, "samples_seen": 8, "loss": 3, "grad_norm": -Infinity, "seconds": "<script>"}',
+        '{"step": 3, "samples_seen": 9, "loss": 1e308, "grad_norm": [1]}',
+        '{"step": 4, "samples_seen": 9, "loss": 1' + "0" * 400 + "}",
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run,) = load_runs([tmp_path], smooth=1)

@@ -52,7 +52,7 @@ def _figures(line: Any, required: Sequence[str]) -> dict[str, Any]:
         raise TypeError(f"{BY_SOURCE} is not an object of objects")
     if not all("samples" in source for source in sources.values()):
         raise ValueError(f"{BY_SOURCE} without samples")
-    found = {name: _figure(name, value) for name, value in line.items() if name != BY_SOURCE}
+    found: dict[str, Any] = {name: _figure(name, value) for name, value in line.items() if name != BY_SOURCE}
     if sources:
         found[BY_SOURCE] = {
             source: {name: _figure(name, value) for name, value in figures.items()}

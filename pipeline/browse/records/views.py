@@ -20,6 +20,7 @@ from alignkd.pipeline.shards.view.sequence_view import sequence_figures
 from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution, why_no_probabilities
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import open_lm_head
+from alignkd.storage.read.checked_record import checked_record
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record, SampledLogits
 from alignkd.vlm.errors import InputError
@@ -58,7 +59,7 @@ class RecordViews:
     ) -> None:
         self.reader, self._images = reader, RecordImages(reader, images)
         # the same record is read again for every token that is clicked
-        self._read = lru_cache(KEPT)(reader.__getitem__)
+        self._read = lru_cache(KEPT)(lambda position: checked_record(reader, position))
         self.pieces: Pieces = open_pieces(reader, tokenizer)
         self._stem = StemLayers(reader, checkpoint, vision_config)
         self._student = None

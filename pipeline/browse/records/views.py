@@ -18,9 +18,9 @@ from alignkd.pipeline.shards.view.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
 from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution, why_no_probabilities
+from alignkd.storage.read.checked_record import checked_record
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import open_lm_head
-from alignkd.storage.read.checked_record import checked_record
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record, SampledLogits
 from alignkd.vlm.errors import InputError

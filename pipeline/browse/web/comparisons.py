@@ -4,7 +4,6 @@ from typing import Any
 
 from alignkd.pipeline.browse.records.comparison import compare as compare_stores
 from alignkd.pipeline.browse.records.comparison import compare_student
-
 from alignkd.pipeline.browse.web.asking import Answer, Asked, BadRequestError, NotThereError, json_answer
 from alignkd.pipeline.browse.web.opened import Browser
 

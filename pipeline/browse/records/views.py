@@ -165,7 +165,8 @@ class RecordViews:
         record = self._read(position)
         found = self.layer(position, layer, student=student)
         files = self._images.files_at_hand(record)
-        token = None if query is None else str(query)
+        # a position, never a piece that consists of these digits
+        token = None if query is None else f"@{query}"
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
 
     def student_page(self, position: int) -> StudentPage:

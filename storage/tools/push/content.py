@@ -14,7 +14,7 @@ from alignkd.storage.schema.commit_record import (
     MAX_COMMIT_BYTES,
     CommitRecord,
     commit_name,
-    committed_shards,
+    manifest_and_shards,
     parse_commit,
 )
 from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, parse_manifest
@@ -67,8 +67,9 @@ class PushedStore:
         """
         self.folder = folder
         self._files = files = LocalFiles(folder)
-        # each file is read once: a dump may replace it. An addition is in the manifest before its shards are committed
-        shards = committed_shards(files)
+        # what is sent is what was parsed, as a dump may replace the files. An addition is in the manifest before its
+        # shards are committed, so the manifest is read after they were listed
+        _, shards = manifest_and_shards(files)
         content = files.read(FILE_NAME, MAX_FILE_BYTES)
         where = files.label(FILE_NAME)
         self.manifest = parse_manifest(unseal_bytes(content, where), where)

@@ -9,14 +9,21 @@ import browsed_store
 import numpy as np
 import pytest
 from browsed_store import made_store
+from click.testing import CliRunner
+from made_records import make_manifest, make_record, write_store
 
+from alignkd.pipeline.browse.records.comparison import compare
 from alignkd.pipeline.browse.records.views import RecordViews
 from alignkd.pipeline.browse.web.excerpts import excerpts
+from alignkd.pipeline.shards.show import show
+from alignkd.pipeline.shards.view.attention_map import input_number, query_named
 from alignkd.pipeline.shards.view.image_files import image_file
 from alignkd.pipeline.shards.view.picture import drawable
-from alignkd.storage import CorruptStoreError, Record, StoreReader, verify_store
+from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Record, StoreReader, verify_store
 from alignkd.storage.layouts import rows
-from alignkd.vlm.errors import SampleError
+from alignkd.vlm.errors import InputError, SampleError
+
+__all__ = ["make_manifest", "make_record", "write_store"]
 
 Change = Callable[[Record], dict[str, Any]]
 
@@ -105,6 +112,55 @@ def test_a_picture_of_a_record_whose_id_no_font_has(hostile: Any) -> None:
     place = int(np.flatnonzero(reader.has_image)[0])
     assert views.view_png(place).startswith(b"\x89PNG")
     assert drawable("\udfff\x07$a\u0627") == "\ufffd\ufffd$a\u0627" and len(drawable("x" * 1000)) == 101
+
+
+def test_a_number_that_is_no_position_is_a_piece(hostile: Any) -> None:
+    """Digits of other scripts, and positions that are not text queries."""
+    reader = hostile(nothing)
+    record = reader[int(np.flatnonzero(reader.has_image)[0])]
+    first, *others = record.tqv_query_positions.tolist()
+    chosen = int(record.input_ids[input_number(record, first)])
+    for piece in ("\u00b2", "\u0663", "9" * 5000):
+        assert query_named(record, lambda token, piece=piece: piece if token == chosen else "a", piece)[0] == 0
+    assert query_named(record, lambda token: str(others[0]), str(others[0]))[0] == 1
+    with pytest.raises(InputError, match="not a text query"):
+        query_named(record, lambda token: "0", "@0")
+    store, place = str(reader.path), str(record.index)
+    for head in ("\u00b2", "9" * 5000):
+        done = CliRunner().invoke(
+            show, [store, "--index", place, "--png", str(reader.path.parent / "x.png"), "--head", head]
+        )
+        assert done.exit_code == 2 and "expected a number or mean" in done.output
+
+
+def test_a_query_of_the_picture_is_a_position(hostile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a piece that consists of the same digits."""
+    reader = hostile(nothing)
+    views = RecordViews(reader)
+    place = int(np.flatnonzero(reader.has_image)[0])
+    absent = int(reader[place].vision_positions[0])
+    monkeypatch.setattr(views, "pieces", lambda token: str(absent))
+    for ask in (views.attention, views.view_png):
+        with pytest.raises(InputError, match="not a text query"):
+            ask(place, query=absent)
+
+
+def test_distances_of_draws_are_called_estimates(
+    tmp_path: Path, make_manifest: Any, make_record: Any, write_store: Any
+) -> None:
+    def views(name: str, logits: LogitsCodec) -> RecordViews:
+        codecs = Codecs(attention="float16", vision_top="none", vision_all="none", logits=logits)
+        manifest = make_manifest(codecs=codecs, num_samples=2, shard_size=2)
+        return RecordViews(StoreReader(write_store(tmp_path / name, manifest)))
+
+    exact = views("exact", LogitsCodec(kind="topk", top_k=3))
+    draws = views("draws", LogitsCodec(kind="sampled", num_draws=20))
+    key = exact.reader.keys[0]
+    assert not any("draws" in note for note in compare(exact, exact, key).notes)
+    notes = compare(exact, draws, key).notes
+    assert [note for note in notes if "draws" in note] == [
+        "second: probabilities are shares of draws, so distances are estimates, not lower bounds"
+    ]
 
 
 def test_a_file_without_an_end_is_not_read(hostile: Any) -> None:

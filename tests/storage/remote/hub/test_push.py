@@ -212,6 +212,12 @@ def test_a_shard_that_is_removed_meanwhile(
     monkeypatch.setattr(push_module.Comparison, "at", then_removed)
     one_line("is gone since the command began", lambda: push(folder))
     assert "manifest.json" not in hub.repos[REPO].files()
+    (tmp_path / "file").touch()
+    one_line("manifest.json", lambda: push(tmp_path / "file"))
+
+
+def test_a_path_that_the_client_refuses(hub: HubServer, hub_stores: HubStores) -> None:
+    one_line("the hub's client fails", lambda: push(hub_stores("webdataset"), f"{URL}/.git"), RemoteError)
 
 
 def test_another_store_is_refused(

@@ -21,8 +21,8 @@ import click
 from cases.measuring import Case, machine, measure, table, timed
 
 from alignkd.storage.remote.objects import read_body
-from alignkd.storage.remote.s3 import S3Store
-from alignkd.storage.remote.s3_client import S3Client
+from alignkd.storage.remote.s3.client import S3Client
+from alignkd.storage.remote.s3.store import S3Store
 from alignkd.storage.remote.settings import RemoteSettings
 
 SIZES = {"100 kB": 100_000, "4 MiB": 4 << 20}

@@ -8,8 +8,8 @@ started by the scripts in examples/. Processes are killed, the link is cut, disk
 resumed and compared with an unbroken run of two processes on one machine, to the last bit.
 
 It needs Linux, `unshare`, `nsenter` and `ip`, and root or user namespaces for everyone. It uses no address outside of
-its namespaces, and leaves nothing behind, also after Ctrl-C or kill -9. One JSON line per case is printed on stdout;
-the exit code is 1 if a case failed. No GPU is used: NCCL is not part of the rehearsal.
+its namespaces. Namespaces and processes end with this command, also after Ctrl-C or kill -9. One JSON line per case is
+printed on stdout; the exit code is 1 if a case failed. No GPU is used: NCCL is not part of the rehearsal.
 """
 
 import argparse

@@ -46,7 +46,7 @@ def open_location(location: str, settings: "RemoteSettings | None" = None) -> St
 
     scheme = parse_location(location).scheme
     if scheme == "s3":
-        from alignkd.storage.remote.s3 import S3Store
+        from alignkd.storage.remote.s3.store import S3Store
 
         return ListedFiles(S3Store(location, settings), settings)
     if scheme in FSSPEC_EXTRAS:

@@ -47,11 +47,26 @@ def test_links_between_documents_become_links_between_pages() -> None:
         ("README.md", "docs/pictures/results.png", "pictures/results.png"),
         ("docs/data.md", "../README.md#two-commands", "index.md#two-commands"),
         ("docs/data.md", "inputs.md", "inputs.md"),
+        ("docs/data.md", "../examples/slurm-dump.sh", "examples/slurm-dump.sh"),
         ("docs/data.md", "#folders", "#folders"),
         ("docs/data.md", "https://example.org/docs/data.md", "https://example.org/docs/data.md"),
         ("docs/data.md", "../setup.py", "../setup.py"),
     ):
         assert pages.with_links_of_pages(f"see [it]({link}).", document) == f"see [it]({expected})."
+
+
+def test_links_show_titles_in_place_of_names_of_files() -> None:
+    for document, text, expected in (
+        (
+            "README.md",
+            "[docs/data.md](docs/data.md#folders), [how](docs/data.md)",
+            "[Data](data.md#folders), [how](data.md)",
+        ),
+        ("docs/data.md", "[files.md](files.md), ![data](a.png)", "[Files, streams, users](files.md), ![data](a.png)"),
+        ("docs/data.md", "[CHANGELOG.md](../CHANGELOG.md)", "[Changelog](changelog.md)"),
+        ("docs/data.md", "[away.md](https://example.org/away.md)", "[away.md](https://example.org/away.md)"),
+    ):
+        assert pages.with_links_of_pages(text, document) == expected
 
 
 class Shape(HTMLParser):

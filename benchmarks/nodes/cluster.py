@@ -2,7 +2,8 @@
 
 They share the file system, the processor and the kernel's locks. A bridge joins them, as a switch would. Nothing is
 left behind: the namespaces end with their last process, and the kernel ends all processes in them when this one ends,
-however that happens, because the first of them waits for the end of a pipe from here.
+however that happens, because the first of them waits for the end of a pipe from here. Only kill -9 leaves a small
+temporary folder.
 
 It needs util-linux (`unshare`, `nsenter`) and iproute2 (`ip`), and root or user namespaces for everyone. No address
 outside of the namespaces can be reached from them.

@@ -2,7 +2,7 @@
 
 * The documents at the top of the project become pages: README.md is the first one.
 * Links between documents stay as they are in the files (`../ARCHITECTURE.md`, `docs/data.md`); here they become
-  links between pages.
+  links between pages, with the titles of the pages in place of names of files.
 * Anchors and lists follow the rules of code hosts: one hyphen for each space, and an indent of two spaces.
 * The page of public Python names is made from `alignkd.__all__`.
 """
@@ -29,8 +29,10 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+# a folder at the top whose files documents link; the site has them too
+EXAMPLES = "examples"
 _CODE = re.compile(r"`[^`]+`")
-_LINK = re.compile(r"\]\(([^)#: ]+)(#[^) ]*)?\)")
+_LINK = re.compile(r"(\[(?:docs/)?[\w-]+\.md)?\]\(([^)#: ]+)(#[^) ]*)?\)")
 # public names by what they are for; a test compares them with `alignkd.__all__`
 NAMES = {
     "Stores": ("open_store", "StoreReader", "Record", "Manifest", "DenseLogprobs", "SparseLogprobs"),
@@ -53,6 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     for source, page in TOP.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for example in sorted((ROOT / EXAMPLES).iterdir()):
+        files.append(File.generated(config, f"{EXAMPLES}/{example.name}", abs_src_path=str(example)))
     files.append(File.generated(config, "reference.md", content=reference()))
     return files
 
@@ -64,18 +68,30 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def with_links_of_pages(markdown: str, document: str) -> str:
-    """Replace links to files of the project.
+    """Replace links to files of the project; a link that shows the name of a file shows the title of the page.
 
     Args:
         document: path of the document from the top of the project.
     """
 
     def replaced(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(document), link[1]))
-        page = TOP.get(target, target.removeprefix("docs/") if target.startswith("docs/") else None)
-        return link[0] if page is None else f"]({page}{link[2] or ''})"
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(document), link[2]))
+        has_place = target.startswith(("docs/", f"{EXAMPLES}/"))
+        page = TOP.get(target, target.removeprefix("docs/") if has_place else None)
+        text = f"[{title(target)}" if page is not None and link[1] else link[1] or ""
+        return link[0] if page is None else f"{text}]({page}{link[3] or ''})"
 
     return _LINK.sub(replaced, markdown)
+
+
+def title(document: str) -> str:
+    """The heading of a document, which names its page on the site.
+
+    Args:
+        document: its path from the top of the project.
+    """
+    first = next(line for line in (ROOT / document).read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    return first.removeprefix("# ")
 
 
 def anchor(heading: str, separator: str = "-") -> str:

@@ -68,5 +68,7 @@ def ask(as_json: bool, question: str | None, images: tuple[Path, ...], **setting
     if as_json:
         print_json({"question": asdict(asked), **asdict(answer(asked, on_notice=say))})
         return
-    answer(asked, on_text=lambda text: click.echo(text, nl=False), on_notice=say)
+    reply = answer(asked, on_text=lambda text: click.echo(text, nl=False), on_notice=say)
     click.echo()
+    if not reply.answer:
+        say(f"the answer is empty; generated tokens: {reply.new_tokens}")

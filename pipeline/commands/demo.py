@@ -75,6 +75,7 @@ def demo(
     """
     with heavy_imports():
         from alignkd.pipeline.demo.demo import run_demo
+        from alignkd.pipeline.demo.results.report import too_little
         from alignkd.pipeline.demo.results.table import differences, plain_table, table
         from alignkd.vlm.hardware.devices import hide_gpus, usable_device
 
@@ -93,6 +94,7 @@ def demo(
         train_teacher=train_teacher,
     )
     tables = "\n\n".join(plain_table(found) for found in (table(report), differences(report)) if found)
-    click.echo(f"\n{tables}\n\n{out / 'report.md'}", err=as_json)
+    notes = "".join(f"{note}\n\n" for note in (too_little(report),) if note)
+    click.echo(f"\n{tables}\n\n{notes}{out / 'report.md'}", err=as_json)
     if as_json:
         print_json(report)

@@ -57,7 +57,7 @@ def _show_status(output: Path, as_json: bool) -> None:
 def _run_worker(config: Path, worker: str | None, as_json: bool, retry_unusable: bool) -> None:
     """Run one worker, print its result, and exit with the signal's code if one stopped it."""
     with heavy_imports():
-        from alignkd.pipeline.config.generate_config import load_answers_config
+        from alignkd.pipeline.config.sections.generate_config import load_answers_config
         from alignkd.pipeline.runs.teacher.generate import result_lines, run_generate, unusable_lines
         from alignkd.pipeline.runs.teacher.shards_report import end_if_interrupted, ending_when_abandoned
 

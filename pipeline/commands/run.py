@@ -15,7 +15,7 @@ from alignkd.pipeline.console.printing import json_option, print_json
 @json_option
 @clean_errors
 def run(config: Path, launcher: str, as_json: bool) -> None:
-    """Dump, verify and train; evaluate where CONFIG has a section eval.
+    """Dump, verify, train, and evaluate if CONFIG has `eval`.
 
     Each phase runs in its own process; the stages of a recipe run one after the other. What is finished is skipped.
 

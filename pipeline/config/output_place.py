@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.store_list import ListedStores
+from alignkd.pipeline.config.sections.store_list import ListedStores
 from alignkd.student_train.output import checkpoints_folder, student_folder
 
 

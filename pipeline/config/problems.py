@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignkd.pipeline.config.store_list import LIST_ENTRIES
+from alignkd.pipeline.config.sections.store_list import LIST_ENTRIES
 from alignkd.vlm.errors import one_line
 from alignkd.vlm.settings import COMPLETE, described
 

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from alignkd.disk.whole_file import write_whole
 from alignkd.pipeline.config.problems import section_model
 from alignkd.pipeline.config.run_config import RunConfig
-from alignkd.pipeline.config.store_list import LIST_ENTRIES
+from alignkd.pipeline.config.sections.store_list import LIST_ENTRIES
 from alignkd.vlm.settings import MAX_COUNT, MAX_NUMBER, OneOf
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"

@@ -15,9 +15,9 @@ from pydantic import (
 )
 
 from alignkd.disk.opening import open_regular_or_pipe
-from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.problems import problem_of
-from alignkd.pipeline.config.store_list import ListedStores, listed_stores
+from alignkd.pipeline.config.sections.eval_config import EvalConfig
+from alignkd.pipeline.config.sections.store_list import ListedStores, listed_stores
 from alignkd.pipeline.config.yaml_core import YamlTextError, parse_yaml
 from alignkd.storage.codecs.settings import NONE, STEM, STEM_TARGETS
 from alignkd.storage.schema.sources import MAX_ROLES, MAX_SYSTEM

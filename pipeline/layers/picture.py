@@ -17,7 +17,7 @@ from alignkd.pipeline.console.picture_file import LAYERS, save_picture
 from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.layers.compare import ComparedLayers
 from alignkd.pipeline.layers.recommend import recommended_layers
-from alignkd.pipeline.shards.view.grids import square_grid
+from alignkd.pipeline.shards.view.attention.grids import square_grid
 from alignkd.storage.tools.layers.rows import INFORMATIVE_NATS, Floats
 
 MAX_MAPS = 12

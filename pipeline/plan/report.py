@@ -127,8 +127,9 @@ def _store_lines(plan: Plan) -> Iterator[str]:
     room = "" if plan.disk is None else f", room for {format_bytes(plan.disk)}: {_fits(plan.fits_by['store'])}"
     yield f"store     {format_bytes(plan.store.total)} (arithmetic){room}"
     per_sample = max(1.0, plan.data.num_records)
+    width = max(12, *map(len, plan.store.by_target))
     for target, size in plan.store.by_target.items():
-        yield f"  {target:<12} {format_bytes(size):>10}  {format_bytes(round(size / per_sample)):>10} per sample"
+        yield f"  {target:<{width}} {format_bytes(size):>10}  {format_bytes(round(size / per_sample)):>10} per sample"
     if plan.unused is not None:
         yield f"  {plan.unused}"
     if plan.entries_per_position:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.pipeline.config.recipes import load_stages
-from alignkd.pipeline.config.store_list import ListedStores
+from alignkd.pipeline.config.sections.store_list import ListedStores
 from alignkd.pipeline.plan.from_stores import TrainingPlan, training_plan
 from alignkd.pipeline.plan.make import make_plan, shapes_of_student, shapes_of_teacher
 from alignkd.pipeline.plan.memory.shapes import ModelShapes

@@ -13,7 +13,7 @@ from alignkd.pipeline.console.printing import json_option, print_json
 from alignkd.pipeline.shards.options import STORE, find_record, images_option, record_options, tower_options
 
 if TYPE_CHECKING:
-    from alignkd.pipeline.shards.view.computed import StemLayers
+    from alignkd.pipeline.shards.view.attention.computed import StemLayers
     from alignkd.pipeline.shards.view.pieces import Pieces
     from alignkd.storage.record.record import Record
     from alignkd.storage.schema.manifest import Manifest
@@ -58,8 +58,8 @@ def show(
 
     Example: alignkd shards show runs/store --index 0 --png attention.png --images images
     """
-    from alignkd.pipeline.shards.view.computed import StemLayers
-    from alignkd.pipeline.shards.view.layer_attention import chosen_layer
+    from alignkd.pipeline.shards.view.attention.computed import StemLayers
+    from alignkd.pipeline.shards.view.attention.layer_attention import chosen_layer
     from alignkd.pipeline.shards.view.page import page
     from alignkd.pipeline.shards.view.pieces import open_pieces
     from alignkd.pipeline.shards.view.record_view import summary
@@ -101,9 +101,9 @@ def _draw(
     head: str,
     token: str | None,
 ) -> None:
-    from alignkd.pipeline.shards.view.image_files import image_files, image_folder
-    from alignkd.pipeline.shards.view.layer_attention import chosen_layer, stored_layer
-    from alignkd.pipeline.shards.view.picture import draw_attention
+    from alignkd.pipeline.shards.view.attention.image_files import image_files, image_folder
+    from alignkd.pipeline.shards.view.attention.layer_attention import chosen_layer, stored_layer
+    from alignkd.pipeline.shards.view.attention.picture import draw_attention
 
     if head != "mean" and not re.fullmatch(r"[0-9]{1,6}", head):
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")

@@ -122,7 +122,7 @@ def _size_and_age(path: Path) -> tuple[int, float]:
 
 
 def _in_bucket(location: str, older_than: float, dry_run: bool) -> list[Leftover]:
-    from alignkd.storage.remote.leftovers import remote_leftovers, remove_remote_leftovers
+    from alignkd.storage.remote.s3.leftovers import remote_leftovers, remove_remote_leftovers
 
     found = remote_leftovers(location)
     old = [left for left in found if left.age_seconds >= older_than]

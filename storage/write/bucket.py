@@ -3,7 +3,7 @@
 A shard is written and verified in the local staging folder and uploaded to a folder of this writer's own
 (`shards/NNNNNNNN-<8 hex>`). It exists when its commit record, which names the folder, is put last, on condition that
 there is none. Objects cannot be renamed or locked, so a killed writer leaves a folder that no record names: readers
-never look at it, and `gc` removes it (`alignkd.storage.remote.leftovers`).
+never look at it, and `gc` removes it (`alignkd.storage.remote.s3.leftovers`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,9 +18,8 @@ from alignkd.storage.files.leftovers import is_dropping
 from alignkd.storage.layouts.registry import get_backend
 from alignkd.storage.remote.files import ListedFiles
 from alignkd.storage.remote.objects import AbsentError
-from alignkd.storage.remote.s3 import S3Store
-from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
-from alignkd.storage.remote.upload import (
+from alignkd.storage.remote.s3.store import S3Store
+from alignkd.storage.remote.s3.upload import (
     Upload,
     check_conditional_puts,
     etag,
@@ -30,6 +29,7 @@ from alignkd.storage.remote.upload import (
     remote_sha256,
     upload_all,
 )
+from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.attachments import ATTACHMENTS, attachment_path, check_named
 from alignkd.storage.schema.commit_record import COMMITS, SHARDS, CommitRecord, commit_name, load_commit
 from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, read_manifest

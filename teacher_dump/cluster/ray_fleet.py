@@ -135,6 +135,14 @@ class RayFleet:
         self._handles: dict[int, Any] = {}
         self._calls: dict[Any, tuple[int, Method, int | None]] = {}
 
+    def cluster(self) -> str:
+        """The address of the cluster and what its machines have now, for messages."""
+        address = self._ray.get_runtime_context().gcs_address
+        machines = sum(node["Alive"] for node in self._ray.nodes())
+        has = self._ray.cluster_resources()
+        count = f"{machines} machine{'' if machines == 1 else 's'}"
+        return f"{address}: {count}, {has.get('GPU', 0):g} GPU and {has.get('CPU', 0):g} CPU"
+
     def needs(self) -> str:
         return str(self._shape)
 

@@ -184,8 +184,8 @@ def train_on_device(job: TrainJob, monkeypatch: Any) -> None:
         move(student)
         return student
 
-    def ranks() -> Ranks:
-        return replace(start_ranks(), device=register())
+    def ranks(*arguments: Any) -> Ranks:
+        return replace(start_ranks(*arguments), device=register())
 
     monkeypatch.setattr(trainer, "build_student", built)
     monkeypatch.setattr(trainer, "start_ranks", ranks)

@@ -91,7 +91,8 @@ def code(tmp_path: Path, prepared_libraries: PreparedProcesses, patience: float)
     def make(lines: Sequence[Line]) -> Python:
         package = tmp_path / "code" / "alignkd"
         package.mkdir(parents=True)
-        shutil.copy(ROOT / "src" / "alignkd" / "__init__.py", package)
+        for file in (ROOT / "src" / "alignkd").glob("*.py"):
+            shutil.copy(file, package)
         for room in ROOMS:
             shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("__pycache__", "assets"))
         for target, toy in [file for files, _ in LISTS.values() for file in files]:

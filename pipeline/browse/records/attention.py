@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.shards.view.attention_map import on_grids, shown_values
-from alignkd.pipeline.shards.view.grids import Grid
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention
-from alignkd.pipeline.shards.view.top_tokens import top_tokens
+from alignkd.pipeline.shards.view.attention.attention_map import on_grids, shown_values
+from alignkd.pipeline.shards.view.attention.grids import Grid
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.top_tokens import top_tokens
 from alignkd.storage.record.record import Record
 from alignkd.vlm.errors import InputError
 

@@ -10,7 +10,7 @@ from alignkd.pipeline.browse.records.distance import Known, total_variations
 from alignkd.pipeline.browse.records.page import LayerView, RecordPage
 from alignkd.pipeline.browse.records.tokens import Token
 from alignkd.pipeline.browse.records.views import RecordViews
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention
 from alignkd.storage.errors import StoreError
 from alignkd.storage.tools.compare.diff import FieldDifference, compare_fields
 from alignkd.vlm.errors import InputError

@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image
 
 from alignkd.pipeline.browse.records.page import ImageView
-from alignkd.pipeline.shards.view.extent import extent_of
-from alignkd.pipeline.shards.view.grids import Grid, token_grids
-from alignkd.pipeline.shards.view.image_files import image_file, image_files, image_folder
+from alignkd.pipeline.shards.view.attention.extent import extent_of
+from alignkd.pipeline.shards.view.attention.grids import Grid, token_grids
+from alignkd.pipeline.shards.view.attention.image_files import image_file, image_files, image_folder
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.vlm.errors import SampleError

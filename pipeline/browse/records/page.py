@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from alignkd.pipeline.browse.records.tokens import Token
-from alignkd.pipeline.shards.view.extent import Extent
+from alignkd.pipeline.shards.view.attention.extent import Extent
 
 
 @dataclass(frozen=True, kw_only=True)

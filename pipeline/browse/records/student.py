@@ -15,7 +15,7 @@ import numpy as np
 from alignkd.pipeline.browse.records.distance import Known, known
 from alignkd.pipeline.browse.records.page import LayerView
 from alignkd.pipeline.browse.records.predictions import Prediction, labels_of, prediction
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.browse.records.predictions import Prediction
-from alignkd.pipeline.shards.view.grids import vision_blocks
+from alignkd.pipeline.shards.view.attention.grids import vision_blocks
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.storage.record.record import IGNORE_LABEL, IMAGE_TOKEN_ID, Record
 

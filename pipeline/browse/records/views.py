@@ -12,9 +12,14 @@ from alignkd.pipeline.browse.records.predictions import predictions_of
 from alignkd.pipeline.browse.records.student import StudentPage, StudentViews
 from alignkd.pipeline.browse.records.tokens import tokens_of
 from alignkd.pipeline.shards.view.advantage_view import advantage_figures
-from alignkd.pipeline.shards.view.computed import StemLayers
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_layer, layer_sources, stored_layer
-from alignkd.pipeline.shards.view.picture import attention_png
+from alignkd.pipeline.shards.view.attention.computed import StemLayers
+from alignkd.pipeline.shards.view.attention.layer_attention import (
+    LayerAttention,
+    chosen_layer,
+    layer_sources,
+    stored_layer,
+)
+from alignkd.pipeline.shards.view.attention.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
 from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution, why_no_probabilities

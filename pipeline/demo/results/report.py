@@ -129,6 +129,18 @@ def command(report: Mapping[str, Any]) -> str:
     return " ".join(["alignkd demo", *flags])
 
 
+def too_little(report: Mapping[str, Any]) -> str | None:
+    """That students of `--quick` show no effect, and the command for results; None without `--quick`."""
+    settings = report["settings"]
+    if not settings["quick"]:
+        return None
+    whole = command({**report, "settings": {**settings, "quick": False}})
+    return (
+        f"Students of {settings['steps']} steps are trained too little to compare the rows; for results, run "
+        f"`{whole} --out FOLDER` with a new folder."
+    )
+
+
 def _setting(report: Mapping[str, Any]) -> list[str]:
     """A few sentences on the experiment."""
     settings, machine = report["settings"], report["settings"]["machine"]
@@ -147,12 +159,8 @@ def _setting(report: Mapping[str, Any]) -> list[str]:
         text += (
             "Intervals (95 %) are bootstrap intervals over seeds and scenes, seeds and scenes paired between rows.\n"
         )
-    if settings["quick"]:
-        whole = command({**report, "settings": {**settings, "quick": False}})
-        text += (
-            f"Students of {settings['steps']} steps are trained too little to compare the rows; for results, run "
-            f"`{whole} --out FOLDER` with a new folder.\n"
-        )
+    if note := too_little(report):
+        text += f"{note}\n"
     where = f"`{command(report)}` on {machine['cores']} cores of {machine['processor']}, torch {machine['torch']}.\n"
     return [text, where]
 

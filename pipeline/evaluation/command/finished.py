@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.disk.opening import read_regular
-from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.eval_place import RESULTS
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.sections.eval_config import EvalConfig
 from alignkd.pipeline.evaluation.command.configured import evaluations
 from alignkd.pipeline.evaluation.output import EvalOutput
 from alignkd.pipeline.evaluation.run import check_data, made_with

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.console.printing import say
 from alignkd.pipeline.runs.teacher.worker import WorkerEnd, own_device, run_as_worker
 from alignkd.teacher_dump.cluster.pool import dump_on
 from alignkd.teacher_dump.cluster.ray_fleet import WorkerShape, ray_fleet
@@ -52,6 +53,7 @@ def run_dump_on_ray(
     """
     job = replace(config.dump_job(), retry_unusable=retry_unusable)
     with ray_fleet(job, shape, address) as fleet:
+        say(f"Ray cluster at {fleet.cluster()}")
         return run_as_worker(
             "dump",
             str(Worker()),

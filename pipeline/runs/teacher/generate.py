@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from alignkd.pipeline.config.generate_config import AnswersConfig
+from alignkd.pipeline.config.sections.generate_config import AnswersConfig
 from alignkd.pipeline.console.outputs import claim_folder
 from alignkd.pipeline.console.printing import format_count
 from alignkd.pipeline.runs.teacher.shards_report import listed_unusable

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignkd.pipeline.shards.view.advantage_view import advantage_figures
-from alignkd.pipeline.shards.view.grids import square_grid, token_grids, vision_blocks
+from alignkd.pipeline.shards.view.attention.grids import square_grid, token_grids, vision_blocks
 from alignkd.pipeline.shards.view.layer_view import layer_rows
 from alignkd.pipeline.shards.view.pieces import Pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures

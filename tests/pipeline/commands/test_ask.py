@@ -142,8 +142,21 @@ def test_the_command_prints_the_answer_or_json(golden: Path, golden_images: Path
     assert report["new_tokens"] == 5 and report["prompt_tokens"] > 144 and report["dtype"] == "float32"
     assert report["question"]["text"] == "What is it?" and report["tokens_per_second"] > 0
     assert report["seconds"] >= report["first_token_seconds"] > 0 and report["load_seconds"] > 0
+    assert "empty" not in printed.stderr
     half = json.loads(CliRunner().invoke(main, [*command, "--json", "--dtype", "bfloat16"]).stdout)
     assert half["dtype"] == "bfloat16"
+
+
+def test_an_empty_answer_is_said_to_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(question: Question, **_: Any) -> Reply:
+        figures = dict.fromkeys(("load_seconds", "first_token_seconds", "seconds", "tokens_per_second"), 0.0)
+        kind: dict[str, Any] = {"device": "cpu", "dtype": "float32", "quantization": "none"}
+        return Reply(answer="", stopped="end", prompt_tokens=9, new_tokens=1, **kind, **figures)
+
+    monkeypatch.setattr("alignkd.pipeline.models.ask.ask", silent)
+    result = CliRunner().invoke(main, ["ask", "checkpoint", "What?"])
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert result.stderr == "alignkd: the answer is empty; generated tokens: 1\n"
 
 
 def test_the_processor_for_pillow_needs_no_torchvision(

@@ -107,6 +107,8 @@ def test_the_plan_of_lora_is_what_its_recipe_names() -> None:
         assert f"{size / GIB:.1f} GiB" in named, (line, size / GIB)
     page = plan(recipe, *NO_DATA, "--stage", "finetune")
     assert "trains    LoRA of rank 16 on 224 linear layers and the projector: 34.2 M of 3,039 M parameters" in page
+    ends = [len(line) for line in page.splitlines() if line.endswith(" per sample")]
+    assert len(ends) > 2 and len(set(ends)) == 1, "columns"
     first = plan(recipe, *NO_DATA, "--stage", "pretrain")
     assert "trains    the projector: 9.21 M of 3,014 M parameters" in first
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from alignkd.pipeline.shards.view.attention_map import attention_map
+from alignkd.pipeline.shards.view.attention.attention_map import attention_map
 from alignkd.storage import StoreReader
 from alignkd.storage.tools.layers.rows import distributions, sharpness
 from alignkd.storage.tools.layers.stored import stored_attention

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from alignkd.pipeline.cli import main
-from alignkd.pipeline.shards.view.grids import square_grid, token_grids
+from alignkd.pipeline.shards.view.attention.grids import square_grid, token_grids
 from alignkd.pipeline.shards.view.pieces import JsonTokenizer
 from alignkd.storage import Codecs, LogitsCodec, Manifest, Record, Shapes, StoreReader, open_writer
 from alignkd.storage.schema.targets.named import NamedTarget

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignkd.pipeline.shards.view.attention_map import attention_map, input_number
-from alignkd.pipeline.shards.view.extent import is_padded, map_extent
+from alignkd.pipeline.shards.view.attention.attention_map import attention_map, input_number
+from alignkd.pipeline.shards.view.attention.extent import is_padded, map_extent
 from alignkd.storage import Record
 from alignkd.vlm.errors import InputError
 from alignkd.vlm.families.mobilevlm.inputs.images import ImageProcessor

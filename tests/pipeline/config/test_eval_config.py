@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkd.evaluation.benchmark import BENCHMARKS
-from alignkd.pipeline.config.eval_config import EvalConfig
 from alignkd.pipeline.config.eval_place import EVALUATED, evaluations_of, keep_place
 from alignkd.pipeline.config.recipes import load_stage, load_stages
 from alignkd.pipeline.config.run_config import RunConfig
+from alignkd.pipeline.config.sections.eval_config import EvalConfig
 from alignkd.vlm.errors import InputError
 
 

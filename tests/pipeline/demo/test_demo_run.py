@@ -132,6 +132,8 @@ def test_the_table_is_shown_and_is_the_one_of_the_page(
     page = (out / "report.md").read_text()
     assert "`alignkd demo --quick`" in page
     _, _, table = quick_demo[1].stderr.partition("-" * 40)
+    warning = f"Students of {report['settings']['steps']} steps are trained too little to compare the rows"
+    assert warning in page and warning in table
     for label, accuracy in (
         ("teacher", report["teacher"]["accuracy"]),
         ("supervised only", report["students"]["supervised"]["accuracy"][0]),

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import alignkd.storage.remote.upload
+import alignkd.storage.remote.s3.upload
 from alignkd.storage import CorruptStoreError, Manifest, Record, StoreError, StoreReader, StoreWriter, open_writer
 from alignkd.storage.read.root_hash import root_hash
-from alignkd.storage.remote.leftovers import remote_leftovers, remove_remote_leftovers
-from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.s3.leftovers import remote_leftovers, remove_remote_leftovers
+from alignkd.storage.remote.s3.store import S3Store
+from alignkd.storage.remote.s3.upload import Upload, upload_all
 from alignkd.storage.remote.settings import RemoteSettings
-from alignkd.storage.remote.upload import Upload, upload_all
 from alignkd.storage.write.bucket import BucketPlace
 
 MakeManifest = Callable[..., Manifest]
@@ -268,7 +268,7 @@ def large(tmp_path: Path) -> Upload:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest parts that S3 takes."""
-    monkeypatch.setattr(alignkd.storage.remote.upload, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(alignkd.storage.remote.s3.upload, "PART_BYTES", 5 << 20)
 
 
 @pytest.mark.parametrize("kind", [None, "lost", 503])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from alignkd.storage.errors import RemoteError
-from alignkd.storage.remote.s3 import S3Store
-from alignkd.storage.remote.s3_client import S3Client
+from alignkd.storage.remote.s3.client import S3Client
+from alignkd.storage.remote.s3.store import S3Store
 from alignkd.storage.remote.settings import RemoteSettings
 
 PATH = "shards/00000000-0a/odd name ~ü+%.bin"

@@ -225,6 +225,7 @@ def test_ctrl_c_and_a_kill_of_the_command_leave_what_any_other_run_completes(
         assert process.returncode == (130 if number == signal.SIGINT else -number), errors
         if number == signal.SIGINT:
             assert "alignkd: finishing 1 shard; Ctrl-C again abandons" in errors
+            assert f"alignkd: Ray cluster at {cluster.address}: 2 machines, 0 GPU and 2 CPU" in errors
             assert json.loads(output)["shards_written"] == committed(store)
             assert not list(store.glob(f"{TEMPORARY_PREFIX}*"))
     assert 2 <= committed(store) < SHARDS

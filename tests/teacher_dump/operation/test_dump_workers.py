@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.places import load_manifest
 from alignkd.storage.read.root_hash import root_hash
-from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.s3.store import S3Store
 from alignkd.storage.remote.settings import settings_from_environment
 from alignkd.storage.schema.commit_record import committed_shards
 from alignkd.storage.write.bucket import BucketFolder

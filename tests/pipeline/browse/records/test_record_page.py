@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignkd.pipeline.browse.records.views import RecordViews
-from alignkd.pipeline.shards.view.attention_map import input_number
+from alignkd.pipeline.shards.view.attention.attention_map import input_number
 from alignkd.storage import Record, StoreReader, as_float32
 from alignkd.storage.record.record import heads_first
 from alignkd.vlm.errors import InputError, SampleError

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alignkd.pipeline.browse.records.views import RecordViews
-from alignkd.pipeline.shards.view.computed import StemLayers, tower_place
+from alignkd.pipeline.shards.view.attention.computed import StemLayers, tower_place
 from alignkd.storage import StoreReader
 from alignkd.vlm.errors import InputError
 

@@ -16,9 +16,9 @@ from alignkd.pipeline.browse.records.comparison import compare
 from alignkd.pipeline.browse.records.views import RecordViews
 from alignkd.pipeline.browse.web.excerpts import excerpts
 from alignkd.pipeline.shards.show import show
-from alignkd.pipeline.shards.view.attention_map import input_number, query_named
-from alignkd.pipeline.shards.view.image_files import image_file
-from alignkd.pipeline.shards.view.picture import drawable
+from alignkd.pipeline.shards.view.attention.attention_map import input_number, query_named
+from alignkd.pipeline.shards.view.attention.image_files import image_file
+from alignkd.pipeline.shards.view.attention.picture import drawable
 from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Record, StoreReader, verify_store
 from alignkd.storage.layouts import rows
 from alignkd.vlm.errors import InputError, SampleError

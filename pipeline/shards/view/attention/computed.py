@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from alignkd.pipeline.shards.view.image_files import image_files
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.image_files import image_files
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention
 from alignkd.storage.read.store import StoreReader
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest

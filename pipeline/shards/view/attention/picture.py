@@ -13,12 +13,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from alignkd.pipeline.console.picture_file import SHARDS_SHOW, save_picture
-from alignkd.pipeline.shards.view.attention_map import AttentionMap, attention_maps
-from alignkd.pipeline.shards.view.extent import Extent, extent_of
-from alignkd.pipeline.shards.view.grids import token_grids
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.attention_map import AttentionMap, attention_maps
+from alignkd.pipeline.shards.view.attention.extent import Extent, extent_of
+from alignkd.pipeline.shards.view.attention.grids import token_grids
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention
+from alignkd.pipeline.shards.view.attention.top_tokens import top_cells
 from alignkd.pipeline.shards.view.pieces import Pieces
-from alignkd.pipeline.shards.view.top_tokens import top_cells
 from alignkd.storage.record.record import Record
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.inputs.image_file import decode_image

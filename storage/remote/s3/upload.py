@@ -16,7 +16,7 @@ from typing import Any
 
 from alignkd.storage.errors import CorruptStoreError, StoreError
 from alignkd.storage.remote.objects import AbsentError
-from alignkd.storage.remote.s3 import ExistsError, S3Store, UnsupportedError
+from alignkd.storage.remote.s3.store import ExistsError, S3Store, UnsupportedError
 
 # bytes per request; S3 takes at most 10,000 parts of at least 5 MiB
 PART_BYTES = 8 << 20

@@ -8,7 +8,7 @@ from alignkd.storage.errors import RemoteError
 from alignkd.storage.files.location import parse_location
 from alignkd.storage.remote.objects import AbsentError, Dated, Span, check_content_range, read_body, whole
 from alignkd.storage.remote.retry import TransientError, with_retries
-from alignkd.storage.remote.s3_client import S3Client, ServiceError, SetupError
+from alignkd.storage.remote.s3.client import S3Client, ServiceError, SetupError
 from alignkd.storage.remote.settings import RemoteSettings
 
 T = TypeVar("T")

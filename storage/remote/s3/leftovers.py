@@ -14,7 +14,7 @@ from alignkd.storage.files.leftovers import is_dropping, removable_droppings
 from alignkd.storage.files.location import parse_location
 from alignkd.storage.remote.files import ListedFiles
 from alignkd.storage.remote.objects import AbsentError
-from alignkd.storage.remote.s3 import S3Store
+from alignkd.storage.remote.s3.store import S3Store
 from alignkd.storage.remote.settings import RemoteSettings, settings_from_environment
 from alignkd.storage.schema.commit_record import SHARDS, WRITTEN, load_heads, manifest_and_shards
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkd.pipeline.shards.view.grids import Grid, token_grids, vision_blocks
-from alignkd.pipeline.shards.view.layer_attention import LayerAttention, chosen_layer, stored_layer
+from alignkd.pipeline.shards.view.attention.grids import Grid, token_grids, vision_blocks
+from alignkd.pipeline.shards.view.attention.layer_attention import LayerAttention, chosen_layer, stored_layer
 from alignkd.storage.record.record import IMAGE_TOKEN_ID, Record
 from alignkd.storage.schema.manifest import Manifest
 from alignkd.vlm.errors import InputError

@@ -1,0 +1,1 @@
+"""Stores in buckets with the protocol of S3."""

@@ -241,9 +241,9 @@ def _sample(text: str) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = _parsed(text)
-        turns, named = document["conversations"], (document["image"], document["image_sha256"])
+        turns, named = document["conversations"], [document["image"], document["image_sha256"]]
     except (ValueError, TypeError, KeyError, RecursionError):
-        turns, named = None, ()
+        raise CorruptStoreError(NO_SAMPLE) from None
     texts = (entry for names in named for entry in _listed(names))
     if not isinstance(turns, list) or not all(type(turn) is dict for turn in turns):
         raise CorruptStoreError(NO_SAMPLE)

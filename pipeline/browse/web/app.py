@@ -80,7 +80,8 @@ def _page(browser: Browser, templates: Environment, name: str) -> Callable[[Requ
     template = templates.get_template(f"{name}.html")
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(template.render(page=name, browser=browser))
+        # the name of a folder may be no UTF-8
+        return HTMLResponse(template.render(page=name, browser=browser).encode("utf-8", "replace"))
 
     return page
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def test_a_position_of_many_digits_is_no_page(served: Any) -> None:
     for path in ("/record/{}", "/api/record/{}", "/api/view/{}.png", "/api/image/{}/0", "/api/image/0/{}"):
         assert ask(served, f"{path.format('9' * 5000)}?token=token-of-the-tests")[0] == 404, path
         assert ask(served, f"{path.format('9' * 18)}?token=token-of-the-tests")[0] in (200, 404), path
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path: Path, serve: Any) -> None:
+    served = serve(made_store(tmp_path / os.fsdecode(b"st\xff\xfe<b>"), samples=20))
+    for path in ("/", "/record/0", "/dump", "/api/state", "/api/page", "/api/record/0", "/api/dump"):
+        status, _, text = ask(served, f"{path}?token=token-of-the-tests")
+        assert status == 200, path
+        assert "st??<b>" not in text or path.startswith("/api/"), path
 
 
 def test_another_host_is_refused_even_with_the_token(served: Any) -> None:

@@ -19,7 +19,7 @@ from alignkd.pipeline.shards.show import show
 from alignkd.pipeline.shards.view.attention.attention_map import input_number, query_named
 from alignkd.pipeline.shards.view.attention.image_files import image_file
 from alignkd.pipeline.shards.view.attention.picture import drawable
-from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Record, StoreReader, verify_store
+from alignkd.storage import Codecs, CorruptStoreError, LogitsCodec, Record, StoreReader, TruncatedLogits, verify_store
 from alignkd.storage.layouts import rows
 from alignkd.vlm.errors import InputError, SampleError
 
@@ -151,11 +151,28 @@ def test_distances_of_draws_are_called_estimates(
     def views(name: str, logits: LogitsCodec) -> RecordViews:
         codecs = Codecs(attention="float16", vision_top="none", vision_all="none", logits=logits)
         manifest = make_manifest(codecs=codecs, num_samples=2, shard_size=2)
-        return RecordViews(StoreReader(write_store(tmp_path / name, manifest)))
+
+        def record_of(index: int) -> Record:
+            record = make_record(manifest, index)
+            if logits.tail is None:
+                return record
+            whole = record.logits
+            rows = np.repeat(np.arange(whole.num_positions), np.diff(whole.offsets))
+            sums = np.bincount(rows, np.exp(whole.logprobs.astype(np.float64)))
+            parts = (whole.logprobs - np.log(sums)[rows]).astype(whole.logprobs.dtype)
+            cut = TruncatedLogits(ids=whole.ids, logprobs=parts, offsets=whole.offsets, tail_logmass=None)
+            return Record(**record.__dict__ | {"logits": cut})
+
+        return RecordViews(StoreReader(write_store(tmp_path / name, manifest, record_of=record_of)))
 
     exact = views("exact", LogitsCodec(kind="topk", top_k=3))
     draws = views("draws", LogitsCodec(kind="sampled", num_draws=20))
+    cut = views("cut", LogitsCodec(kind="topk", top_k=3, tail="unknown"))
     key = exact.reader.keys[0]
+    assert compare(exact, cut, key).notes[-1] == (
+        "second: probabilities are of the stored tokens alone, so distances are not lower bounds"
+    )
+    assert not any("lower bounds" in note for note in compare(exact, exact, key).notes)
     assert not any("draws" in note for note in compare(exact, exact, key).notes)
     notes = compare(exact, draws, key).notes
     assert [note for note in notes if "draws" in note] == [

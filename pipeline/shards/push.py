@@ -111,8 +111,9 @@ def _line(url: str, report: "PushReport", dry_run: bool) -> str:
         return f"nothing left to do: {url} has all {format_count(report.num_shards, 'shard')}{commit}"
     verb = "would send" if dry_run else "sent"
     new = " (a new data set)" if report.created else ""
+    card = "would be written, see below" if dry_run and report.card == "written" else report.card
     return (
         f"{verb} {format_count(len(report.shards), 'shard')} of {report.num_shards}, "
         f"{format_count(report.files, 'file')}, {format_bytes(report.num_bytes)} to {url}{new}; card "
-        f"{report.card}{commit}"
+        f"{card}{commit}"
     )

@@ -206,10 +206,7 @@ class _Push:
         return self._send_heads(found, head)
 
     def _send_heads(self, found: Difference, head: str) -> str:
-        card = []
-        if found.card == "written":
-            content = found.card_text.encode()
-            card = [PushedFile(path=CARD, source=content, num_bytes=len(content), sha256="")]
+        card = _card_files(found)
         heads = list(found.heads)
         # a new store exists with its manifest, so that goes last; shards of an addition are refused without it
         heads.sort(key=lambda file: file.path == FILE_NAME, reverse=found.exists)
@@ -262,7 +259,7 @@ class _Push:
     def _report(self, found: Difference, commit: str | None) -> PushReport:
         sent, shards = self.sent, self.shards
         if self.options.dry_run:
-            files = [file for group in found.body for file in group.files] + found.heads
+            files = [file for group in found.body for file in group.files] + found.heads + _card_files(found)
             sent = _Sent(len(files), sum(file.num_bytes for file in files))
             shards = {group.shard for group in found.body if group.shard is not None}
         return PushReport(
@@ -278,6 +275,14 @@ class _Push:
             planned_shards=self.store.manifest.num_shards,
             embeds_images=self.store.manifest.inputs == "embed",
         )
+
+
+def _card_files(found: Difference) -> list[PushedFile]:
+    """The card, if it is to be written."""
+    if found.card != "written":
+        return []
+    content = found.card_text.encode()
+    return [PushedFile(path=CARD, source=content, num_bytes=len(content), sha256="")]
 
 
 def _batches(groups: list[PushedGroup]) -> Iterator[list[PushedGroup]]:

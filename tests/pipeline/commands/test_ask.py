@@ -149,7 +149,9 @@ def test_the_command_prints_the_answer_or_json(golden: Path, golden_images: Path
 
 def test_an_empty_answer_is_said_to_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(question: Question, **_: Any) -> Reply:
-        figures = dict.fromkeys(("load_seconds", "first_token_seconds", "seconds", "tokens_per_second"), 0.0)
+        figures: dict[str, Any] = dict.fromkeys(
+            ("load_seconds", "first_token_seconds", "seconds", "tokens_per_second"), 0.0
+        )
         kind: dict[str, Any] = {"device": "cpu", "dtype": "float32", "quantization": "none"}
         return Reply(answer="", stopped="end", prompt_tokens=9, new_tokens=1, **kind, **figures)
 

@@ -385,7 +385,8 @@ def test_a_dry_run_changes_nothing(hub: HubServer, hub_stores: HubStores, tree_b
     folder = hub_stores("webdataset")
     report = push(folder, dry_run=True)
     assert report.created and report.commit is None and report.shards == (0, 1) and hub.repos == {}
-    assert report.num_bytes == sum(map(len, tree_bytes(folder).values()))
+    in_folder = sum(map(len, tree_bytes(folder).values()))
+    assert report.num_bytes == in_folder + len(report.card_text.encode())
     push(folder)
     commits = dict(hub.repos[REPO].commits)
     assert push(folder, dry_run=True).files == 0 and hub.repos[REPO].commits == commits
@@ -413,14 +414,19 @@ def test_the_command(hub: HubServer, hub_stores: HubStores, capsys: pytest.Captu
     from alignkd.pipeline.commands.shards import shards
 
     folder, runner = str(hub_stores("webdataset")), CliRunner()
-    done = runner.invoke(shards, ["push", folder, URL, "--revision", "v1", "--licence", "mit", "--json"])
+    command = ["push", folder, URL, "--revision", "v1", "--licence", "mit", "--json"]
+    planned = json.loads(runner.invoke(shards, [*command, "--dry-run"]).stdout)
+    done = runner.invoke(shards, command)
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
+    for figure in ("files", "num_bytes", "shards", "card", "card_text"):
+        assert planned[figure] == shown[figure], figure
     assert shown["target"] == f"{URL}@v1" and shown["commit"] == hub.repos[REPO].branches["v1"]
     again = runner.invoke(shards, ["push", folder, f"{URL}@v1"])
     assert again.stdout.startswith(f"nothing left to do: {URL}@v1 has all 2 shards, commit ")
     dry = runner.invoke(shards, ["push", folder, URL, "--dry-run", "--teacher", "org/teacher"])
     assert "would send 2 shards of 2" in dry.stdout and "The teacher is `org/teacher`." in dry.stdout
+    assert "; card would be written, see below\n" in dry.stdout
     both = runner.invoke(shards, ["push", folder, f"{URL}@a", "--revision", "b"])
     assert both.exit_code == 2 and "give one of them" in both.output
     bucket = runner.invoke(shards, ["push", "s3://bucket/store", URL])

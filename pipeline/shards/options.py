@@ -75,6 +75,8 @@ def tower_options(command: Command) -> Command:
 
 def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None, index: int | None) -> "Record":
     """The record that the options name; if there is not exactly one, the command ends with the next step."""
+    from alignkd.storage.read.checked_record import checked_record
+
     wanted = {"id": sample_id, "key": key, "index": index}
     given = {name: value for name, value in wanted.items() if value is not None}
     if len(given) != 1:
@@ -88,7 +90,7 @@ def find_record(reader: "StoreReader", *, sample_id: str | None, key: str | None
     if len(found) > 1:
         indices = ", ".join(str(int(reader.dataset_index[position])) for position in found[:MAX_INDICES])
         fail(f"store {reader.path}: {len(found)} records with {shown}; choose one with --index ({indices})")
-    return reader[found[0]]
+    return checked_record(reader, found[0])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`alignkd shards show`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ def _draw(
     from alignkd.pipeline.shards.view.attention.layer_attention import chosen_layer, stored_layer
     from alignkd.pipeline.shards.view.attention.picture import draw_attention
 
-    if head != "mean" and not head.isdigit():
+    if head != "mean" and not re.fullmatch(r"[0-9]{1,6}", head):
         raise click.UsageError(f"--head is {head!r}, expected a number or mean")
     if not record.has_image:
         fail(f"sample {record.id!r} (index {record.index}) has no image to draw; choose another record")

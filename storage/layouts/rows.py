@@ -33,6 +33,7 @@ __all__ = ["RecordCodec", "Rows", "sample_text"]
 _INT_FIELDS = ("input_ids", "labels", "vision_positions", "tqv_query_positions", "supervised_positions")
 _OPTIONAL = ("attention", "vision_top_index", "vision_top_embeddings", "vision_embeddings", "logits")
 _JSON = json.JSONDecoder()
+NO_SAMPLE = "the text of a record is not a sample; restore the shard from a copy, or dump it again"
 
 
 class RecordCodec:
@@ -95,7 +96,7 @@ class RecordCodec:
 
     def decode(self, read: ReadRows, table: dict[str, int]) -> Record:
         """The record whose rows `read(column)` gives; `table` is its row of RECORD_FIELDS."""
-        text = _parsed(text_of(read("text")))
+        text = _sample(text_of(read("text")))
         fields: dict[str, Any] = {
             "key": read(KEYS).tobytes().hex(),
             "id": text_of(read("id")),
@@ -123,7 +124,7 @@ class RecordCodec:
 
     def decode_conversation(self, read: ReadRows) -> list[dict[str, Any]]:
         """The turns of a record; no other column is requested from `read`."""
-        found: list[dict[str, Any]] = _parsed(text_of(read("text")))["conversations"]
+        found: list[dict[str, Any]] = _sample(text_of(read("text")))["conversations"]
         return found
 
     def decode_part(
@@ -230,6 +231,25 @@ def _spelled(items: Sequence[str]) -> Sequence[str] | None:
 def _listed(stored: Any) -> tuple[str, ...]:
     """The inverse of `_spelled`."""
     return () if stored is None else tuple(stored) if isinstance(stored, list) else (stored,)
+
+
+def _sample(text: str) -> dict[str, Any]:
+    """The sample in a stored text; a checksum does not say who wrote it.
+
+    Raises:
+        CorruptStoreError: it is not what `sample_text` writes.
+    """
+    try:
+        document: dict[str, Any] = _parsed(text)
+        turns, named = document["conversations"], [document["image"], document["image_sha256"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CorruptStoreError(NO_SAMPLE) from None
+    texts = (entry for names in named for entry in _listed(names))
+    if not isinstance(turns, list) or not all(type(turn) is dict for turn in turns):
+        raise CorruptStoreError(NO_SAMPLE)
+    if not all(type(entry) is str for entry in texts):
+        raise CorruptStoreError(NO_SAMPLE)
+    return document
 
 
 def _parsed(text: str) -> Any:

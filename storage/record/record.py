@@ -136,10 +136,16 @@ class Record:
         Raises:
             RecordError: names the field and both values.
         """
-        self.__post_init__()
-        for logits in (self.logits, *self.more.values()):
-            if isinstance(logits, TruncatedLogits | HiddenStates | SampledLogits):
-                logits.__post_init__()
+        try:
+            self.__post_init__()
+            for logits in (self.logits, *self.more.values()):
+                if isinstance(logits, TruncatedLogits | HiddenStates | SampledLogits):
+                    logits.__post_init__()
+        except RecordError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            # a value of another type or size than the checks expect, which no writer has written
+            raise RecordError(f"the record holds a value that no writer writes ({type(error).__name__})") from error
 
     @property
     def attention_float32(self) -> NDArray[np.float32] | None:

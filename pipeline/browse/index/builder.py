@@ -218,10 +218,10 @@ class Builder:
     def _check_sealed(self) -> None:
         """Compare the checksum of a complete file, if it has one: words have none of their own, as parts do."""
         try:
-            expected = self._seal_path.read_text(encoding="ascii", errors="replace")
+            expected = self._seal_path.read_bytes()
         except FileNotFoundError:
             return
-        if expected != self._checksum():
+        if expected != self._checksum().encode():
             raise DamagedIndexError(f"{self.path}: its checksum differs")
 
     def _seal(self) -> None:
@@ -288,7 +288,10 @@ class Builder:
         if "index" not in known:
             values = {name: _array(parts, name, dtype, shard) for name, dtype in CHEAP.items()}
             keys = _array(parts, "keys", np.dtype(np.uint8), shard, width=32).reshape(-1, 32)
-            ids = IdBlock.of_stored(parts.get("ids", b""))
+            try:
+                ids = IdBlock.of_stored(parts.get("ids", b""))
+            except UnicodeDecodeError:
+                raise DamagedIndexError(f"{self.path}: shard {shard.shard} has ids that are no texts") from None
             if len(ids) != shard.records:
                 raise DamagedIndexError(f"{self.path}: shard {shard.shard} has {len(ids)} ids")
             self._add_to_table(shard, place, values, keys, ids)

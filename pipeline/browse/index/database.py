@@ -38,8 +38,10 @@ _TABLES = (
 )
 _FTS = "CREATE VIRTUAL TABLE text USING fts5(words, content='', columnsize=0, tokenize='ascii')"
 _PLAIN = "CREATE TABLE text(number INTEGER PRIMARY KEY, words TEXT NOT NULL)"
-# SQLITE_ERROR (a table is missing), CORRUPT, FORMAT, NOTADB
-_DAMAGE = (1, 11, 24, 26)
+# SQLITE_ERROR (a table is missing), CORRUPT, CONSTRAINT (rows that we did not write), FORMAT, NOTADB
+_DAMAGE = (1, 11, 19, 24, 26)
+# a row number of SQLite has 18 digits and some of those with 19
+MAX_DIGITS = 18
 
 
 class DamagedIndexError(Exception):
@@ -175,7 +177,7 @@ class IndexFile:
 
     def add(self, shard: int, identity: int, parts: Mapping[str, bytes], texts: Sequence[str]) -> StoredShard:
         """Add a shard with one text for each record."""
-        base = int(self.meta("next") or 1)
+        base = self.num_ever() + 1
         self.set_meta("next", str(base + len(texts)))
         self._connection.execute("INSERT INTO shard VALUES (?, ?, ?, ?)", (base, shard, identity, len(texts)))
         self.add_parts(base, parts)
@@ -196,7 +198,10 @@ class IndexFile:
 
     def num_ever(self) -> int:
         """Row numbers that were ever given, those of dropped shards too."""
-        return int(self.meta("next") or 1) - 1
+        found = self.meta("next") or "1"
+        if not (found.isascii() and found.isdigit() and len(found) <= MAX_DIGITS and int(found) > 0):
+            raise DamagedIndexError(f"{self.path}: its next row number is {found[:40]!r}")
+        return int(found) - 1
 
     def _prepare(self, owner: str, create: bool) -> None:
         run = self._connection.execute

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alignkd.pipeline.browse.index.changes import Mark, mark_of
 from alignkd.pipeline.runs.teacher.dump_status import DumpStatus, status_of
 from alignkd.storage.files.location import as_location
 from alignkd.storage.places import open_files
 from alignkd.storage.read.listing import ShardInfo, shard_info
-from alignkd.storage.schema.commit_record import load_heads, manifest_and_shards
+from alignkd.storage.schema.commit_record import COMMITS, commit_name, load_heads, manifest_and_shards
 from alignkd.storage.tools.stats import general_reason
 from alignkd.teacher_dump.operation.status import WorkerStatus, read_workers
 
@@ -127,6 +128,9 @@ class DumpWatch:
         self._files = open_files(self.location)
         self._manifest = ""
         self._infos: dict[int, ShardInfo] = {}
+        # of a store in a folder: the commit record of each of these shards
+        self._marks: dict[int, Mark | None] = {}
+        self._folder_mark: Mark | None = None
         self._arrived: list[UnusableSample] = []
         self._reasons: Counter[str] = Counter()
 
@@ -148,8 +152,9 @@ class DumpWatch:
         if manifest.manifest_hash() != self._manifest:  # another store at the same place
             self._manifest = manifest.manifest_hash()
             self._forget(set(self._infos))
-        self._forget(self._infos.keys() - set(committed))
+        self._forget((self._infos.keys() - set(committed)) | self._done_again())
         new = [shard for shard in committed if shard < manifest.num_shards and shard not in self._infos]
+        self._marks |= {shard: self._mark(shard) for shard in new}
         for head, _ in load_heads(self._files, new, manifest.shard_hash, whole=False):
             self._infos[head.shard] = shard_info(head, manifest.planned_size(head.shard))
             first = self._arrived[-1].number + 1 if self._arrived else 0
@@ -162,6 +167,16 @@ class DumpWatch:
             self._infos.get(shard) or ShardInfo(shard=shard, committed=False, planned=manifest.planned_size(shard))
             for shard in range(manifest.num_shards)
         ]
+
+    def _done_again(self) -> set[int]:
+        """Shards whose commit records were replaced; not known of a remote store."""
+        if not isinstance(self.location, Path) or self._folder_mark == (now := mark_of(self.location / COMMITS)):
+            return set()
+        self._folder_mark = now
+        return {shard for shard in self._infos if self._mark(shard) != self._marks[shard]}
+
+    def _mark(self, shard: int) -> Mark | None:
+        return mark_of(self.location / commit_name(shard)) if isinstance(self.location, Path) else None
 
     def _forget(self, shards: Set[int]) -> None:
         if shards:

@@ -41,7 +41,12 @@ class IdBlock:
 
     @classmethod
     def of_stored(cls, data: bytes) -> "IdBlock":
-        """The block whose `data` was stored."""
+        """The block whose `data` was stored.
+
+        Raises:
+            UnicodeDecodeError: an id is not UTF-8.
+        """
+        data.replace(_BETWEEN, b"").decode("utf-8", "surrogatepass")
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _BETWEEN[0]) + 1
         return cls(data, np.concatenate([[0], ends]).astype(np.int64))
 

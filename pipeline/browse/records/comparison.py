@@ -128,6 +128,10 @@ def _comparison(
     for page, side in zip(pages, ("first", "second"), strict=True):
         if page.no_predictions is not None:
             notes.append(f"{side}: {page.no_predictions}")
+        if page.is_estimate:
+            notes.append(f"{side}: probabilities are shares of draws, so distances are estimates, not lower bounds")
+        elif any(token.prediction is not None and token.prediction.tail_mass is None for token in page.tokens):
+            notes.append(f"{side}: probabilities are of the stored tokens alone, so distances are not lower bounds")
         if page.no_attention is not None and page.images:
             notes.append(f"{side}: {page.no_attention}")
     shared = _shared_layers(pages)

@@ -59,7 +59,9 @@ class RecordImages:
         Raises:
             IndexError: no such image. SampleError: as `files`.
         """
-        image = decode_image(image_file(record, range(record.num_images)[number], self.folder(record)))
+        if not 0 <= number < record.num_images:
+            raise IndexError(f"image {number} of a record with {record.num_images} images")
+        image = decode_image(image_file(record, number, self.folder(record)))
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         content = io.BytesIO()
         image.save(content, "PNG")

@@ -23,6 +23,7 @@ from alignkd.pipeline.shards.view.attention.picture import attention_png
 from alignkd.pipeline.shards.view.pieces import Pieces, open_pieces
 from alignkd.pipeline.shards.view.sequence_view import sequence_figures
 from alignkd.pipeline.shards.view.teacher_view import entries_of, shown_distribution, why_no_probabilities
+from alignkd.storage.read.checked_record import checked_record
 from alignkd.storage.read.lm_head import LmHead
 from alignkd.storage.read.logprobs import open_lm_head
 from alignkd.storage.read.store import StoreReader
@@ -63,7 +64,7 @@ class RecordViews:
     ) -> None:
         self.reader, self._images = reader, RecordImages(reader, images)
         # the same record is read again for every token that is clicked
-        self._read = lru_cache(KEPT)(reader.__getitem__)
+        self._read = lru_cache(KEPT)(lambda position: checked_record(reader, position))
         self.pieces: Pieces = open_pieces(reader, tokenizer)
         self._stem = StemLayers(reader, checkpoint, vision_config)
         self._student = None
@@ -169,7 +170,8 @@ class RecordViews:
         record = self._read(position)
         found = self.layer(position, layer, student=student)
         files = self._images.files_at_hand(record)
-        token = None if query is None else str(query)
+        # a position, never a piece that consists of these digits
+        token = None if query is None else f"@{query}"
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
 
     def student_page(self, position: int) -> StudentPage:

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -21,9 +22,24 @@ from alignkd.pipeline.browse.web.guard import App, Guard
 from alignkd.pipeline.browse.web.opened import Browser
 
 HERE = Path(__file__).parent
+
+
+class _Place(Convertor[int]):
+    """A position in a path: as many digits as `Asked.number` takes; more are no page."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("place", _Place())
 PAGES = {
     "/": "list",
-    "/record/{position:int}": "record",
+    "/record/{position:place}": "record",
     "/compare/{key}": "compare",
     "/dump": "dump",
 }
@@ -35,11 +51,11 @@ ANSWERS: dict[str, Handler] = {
     "/api/page": listing.page,
     "/api/histogram": listing.histogram,
     "/api/neighbours": listing.neighbours,
-    "/api/record/{position:int}": records.record,
-    "/api/attention/{position:int}": records.attention,
-    "/api/heads/{position:int}": records.heads,
-    "/api/image/{position:int}/{number:int}": records.image,
-    "/api/view/{position:int}.png": records.view,
+    "/api/record/{position:place}": records.record,
+    "/api/attention/{position:place}": records.attention,
+    "/api/heads/{position:place}": records.heads,
+    "/api/image/{position:place}/{number:place}": records.image,
+    "/api/view/{position:place}.png": records.view,
     "/api/compare/{key}": comparisons.compare,
 }
 log = logging.getLogger(__name__)
@@ -64,7 +80,8 @@ def _page(browser: Browser, templates: Environment, name: str) -> Callable[[Requ
     template = templates.get_template(f"{name}.html")
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(template.render(page=name, browser=browser))
+        # the name of a folder may be no UTF-8
+        return HTMLResponse(template.render(page=name, browser=browser).encode("utf-8", "replace"))
 
     return page
 

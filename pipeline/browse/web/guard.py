@@ -4,7 +4,6 @@ import ipaddress
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +13,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 TOKEN = "token"
+MAX_PORT_DIGITS = 5
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # scripts and styles come from the package only, and nothing of a store can become one
 POLICY = (
@@ -99,7 +99,7 @@ def _split(given: str) -> tuple[str, int | None]:
     name, colon, port = given.rpartition(":")
     if not colon or given.endswith("]"):
         name, port = given, ""
-    found = int(port) if port.isascii() and port.isdigit() else -1
+    found = int(port) if port.isascii() and port.isdigit() and len(port) <= MAX_PORT_DIGITS else -1
     return name.strip("[]"), found if port else None
 
 
@@ -112,11 +112,12 @@ def _is_address(name: str) -> bool:
 
 
 def _cookie(header: str, name: str) -> str:
-    try:
-        morsel = SimpleCookie(header).get(name)
-    except CookieError:
-        return ""
-    return "" if morsel is None else morsel.value
+    """The value of a cookie; others in the header may have any form, as all servers of a host share their cookies."""
+    for pair in header.split(";"):
+        found, _, value = pair.partition("=")
+        if found.strip() == name:
+            return value.strip()
+    return ""
 
 
 def _encoded(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
+from alignkd.pipeline.browse.index.changes import store_marks
 from alignkd.pipeline.browse.index.dump_state import DumpState, DumpWatch
 from alignkd.pipeline.browse.index.store_index import StoreIndex, open_index
 from alignkd.pipeline.browse.records.views import RecordViews
@@ -20,7 +21,7 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class OpenedStore:
-    """A store and its index; both are opened again when a running dump has committed more shards.
+    """A store and its index; both are opened again when a dump has committed more shards, or has done some again.
 
     Attributes:
         location: folder or URL.
@@ -43,7 +44,11 @@ class OpenedStore:
         self._looked = time.monotonic()
 
     def _opened(self) -> RecordViews:
-        return RecordViews(StoreReader(self.location, allow_incomplete=True), **self._options)
+        # before the store is read, so that no later change is missed
+        marks = store_marks(self.location) if isinstance(self.location, Path) else None
+        views = RecordViews(StoreReader(self.location, allow_incomplete=True), **self._options)
+        self._marks = marks
+        return views
 
     @property
     def reader(self) -> StoreReader:
@@ -64,9 +69,13 @@ class OpenedStore:
         return len(self.reader.commits) >= self.reader.manifest.num_shards
 
     def look_for_more(self) -> None:
-        """Open the store again if shards were committed since; at most every `SECONDS_BETWEEN_LOOKS`.
+        """Open the store again if shards were committed, or it was replaced; at most every `SECONDS_BETWEEN_LOOKS`.
 
-        A complete store may grow later. A remote one is not listed again and again for this.
+        A complete store may grow later, and shards may be done again. A remote one is not listed again and again for
+        this.
+
+        Raises:
+            StoreError, CorruptStoreError: it is not there any more, or cannot be read.
         """
         with self._lock:
             if self.is_complete and not isinstance(self.location, Path):
@@ -74,12 +83,17 @@ class OpenedStore:
             if time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
                 return
             self._looked = time.monotonic()
-            if len(committed_shards(self.reader.files)) == len(self.reader.commits):
+            if not self._has_changed():
                 return
             self.views = self._opened()
             closed, self._index = self._index, None
         if closed is not None:
             closed.close()
+
+    def _has_changed(self) -> bool:
+        if isinstance(self.location, Path):
+            return store_marks(self.location) != self._marks
+        return len(committed_shards(self.reader.files)) != len(self.reader.commits)
 
     def dump_state(self) -> DumpState:
         """The state of the dump into the store.

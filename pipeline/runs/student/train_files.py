@@ -1,6 +1,7 @@
 """The files of a training run as another process reads them, also while the run writes them; loads no torch."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def read_checkpoints(output: Path) -> list[CheckpointOnDisk]:
             modified = (path / STATE).stat().st_mtime
             document = unseal(path / STATE)
         except (OSError, StoreError):
-            if not path.is_dir() or not name.isdigit():
+            if not path.is_dir() or not re.fullmatch(r"[0-9]{1,18}", name):
                 continue  # the run has just removed it
             modified, document = time.time(), {}
         found.append(CheckpointOnDisk(step=int(name), seconds_old=time.time() - modified, document=document))

@@ -50,7 +50,8 @@ class JsonTokenizer:
         from tokenizers import Tokenizer as Reader
 
         try:
-            self._tokenizer = Reader.from_file(str(file))
+            # not from_file, which refuses names that are not UTF-8
+            self._tokenizer = Reader.from_buffer(file.read_bytes())
         except Exception as error:  # the library raises Exception itself
             line = " ".join(str(error).split())
             raise InputError(f"{file}: is not a tokenizer.json ({line:.200}); give the teacher's tokenizer") from None

@@ -215,7 +215,8 @@ class HubClient:
         """
         from huggingface_hub import CommitOperationAdd
 
-        return [CommitOperationAdd(self.place.in_repo(path), source) for path, source in files.items()]
+        with self._problems(""):
+            return [CommitOperationAdd(self.place.in_repo(path), source) for path, source in files.items()]
 
     def upload(self, additions: Sequence[Any]) -> None:
         """Send the content of large files; they become visible with `commit`. What the hub has is not sent again."""

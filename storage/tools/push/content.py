@@ -14,10 +14,11 @@ from alignkd.storage.schema.commit_record import (
     MAX_COMMIT_BYTES,
     CommitRecord,
     commit_name,
-    load_commits,
     manifest_and_shards,
+    parse_commit,
 )
-from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest
+from alignkd.storage.schema.manifest import FILE_NAME, MAX_FILE_BYTES, Manifest, parse_manifest
+from alignkd.storage.schema.sealed_json import unseal_bytes
 from alignkd.storage.schema.shard_files import missing_or_resized
 from alignkd.storage.write.grow import sealed_manifest
 
@@ -66,22 +67,29 @@ class PushedStore:
         """
         self.folder = folder
         self._files = files = LocalFiles(folder)
-        self.manifest, shards = manifest_and_shards(files)
-        self.commits: Sequence[CommitRecord] = list(load_commits(files, shards, self.manifest.shard_hash))
+        # what is sent is what was parsed, as a dump may replace the files. An addition is in the manifest before its
+        # shards are committed, so the manifest is read after they were listed
+        _, shards = manifest_and_shards(files)
+        content = files.read(FILE_NAME, MAX_FILE_BYTES)
+        where = files.label(FILE_NAME)
+        self.manifest = parse_manifest(unseal_bytes(content, where), where)
+        names = [commit_name(shard) for shard in shards]
+        records = dict(zip(names, files.read_many(names, MAX_COMMIT_BYTES), strict=True))
+        self.commits: Sequence[CommitRecord] = [
+            parse_commit(records[name], files.label(name), shard, self.manifest.shard_hash)
+            for name, shard in zip(names, shards, strict=True)
+        ]
         if not self.commits:
             raise StoreError(f"store {folder}: no shard is committed yet; push it when `alignkd dump` has written some")
         for commit in self.commits:
             if problems := missing_or_resized(files, commit):
                 raise CorruptStoreError(f"{problems[0]}; nothing is pushed, see `alignkd shards verify {folder}`")
-        self._small = {
-            FILE_NAME: self._public_manifest(),
-            **{commit_name(shard): files.read(commit_name(shard), MAX_COMMIT_BYTES) for shard in shards},
-        }
+        self._small = {FILE_NAME: self._public_manifest(content), **records}
 
-    def _public_manifest(self) -> bytes:
+    def _public_manifest(self, content: bytes) -> bytes:
         """The file without the paths of this machine, where the dump found images and teacher."""
         if self.manifest.read_from is None:
-            return self._files.read(FILE_NAME, MAX_FILE_BYTES)
+            return content
         return sealed_manifest(self.folder, self.manifest.changed(read_from=None))
 
     @property

@@ -223,6 +223,12 @@ class _Push:
 
     def _uploaded(self, group: PushedGroup) -> list[object]:
         """The operations that add a group's files, whose large ones the hub has now."""
+        for file in group.files:
+            if isinstance(file.source, Path) and not file.source.is_file():
+                raise StoreError(
+                    f"{file.source}: is gone since the command began, as the shard was done again or removed; run the "
+                    "command again, it continues there"
+                )
         additions = self.client.additions({file.path: file.source for file in group.files})
         for file, addition in zip(group.files, additions, strict=True):
             # read once: the client uses the same hash

@@ -122,8 +122,9 @@ def query_named(record: Record, pieces: Callable[[int], str], token: str) -> tup
     """
     positions = record.tqv_query_positions.tolist()
     found: list[Any] = [pieces(int(record.input_ids[input_number(record, position)])) for position in positions]
-    if token.lstrip("@").isdigit() and int(token.lstrip("@")) in positions:
-        row = positions.index(int(token.lstrip("@")))
+    places_named = [str(position) for position in positions]
+    if token.lstrip("@") in places_named:
+        row = places_named.index(token.lstrip("@"))
         return row, f"{found[row]} @{positions[row]}"
     rows = [row for row, piece in enumerate(found) if token in (piece, piece.lstrip("\u2581"))]
     if not rows:

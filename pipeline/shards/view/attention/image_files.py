@@ -66,6 +66,7 @@ def _read(images: Path, image: str) -> bytes:
                 f"image {image}: has {size} bytes, more than {MAX_FILE_BYTES}; give the folder with the original images"
             )
         try:
-            return stream.read()
+            # not to the end: a file of /proc may have no end, whatever its size says
+            return stream.read(size)
         except OSError as error:
             raise SampleError(f"{images / image}: image cannot be read ({error.strerror}); restore the file") from error

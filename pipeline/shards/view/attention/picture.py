@@ -1,6 +1,7 @@
 """The images of a record with the attention over them, as a PNG."""
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from alignkd.vlm.inputs.image_file import decode_image
 DPI = 150
 OPACITY = 0.55
 OUTLINE = "white"
+MAX_TITLE = 100
 
 
 def draw_attention(
@@ -107,10 +109,16 @@ def attention_figure(
             plain.set_axis_off()
         else:
             _draw_image(plain, image)
-        plain.set_title(f"{record.id} (index {record.index})", fontsize=8, parse_math=False)
-        over.set_title(shown.title.replace("\u2581", " "), fontsize=8, parse_math=False)
+        plain.set_title(f"{drawable(record.id)} (index {record.index})", fontsize=8, parse_math=False)
+        over.set_title(drawable(shown.title.replace("\u2581", " ")), fontsize=8, parse_math=False)
         figure.colorbar(drawn, ax=over, label="attention", shrink=0.8)
     return figure
+
+
+def drawable(text: str) -> str:
+    """A text of a store as matplotlib draws it: not too long, without control characters and halves of surrogates."""
+    kept = text if len(text) <= MAX_TITLE else f"{text[:MAX_TITLE]}…"
+    return "".join("\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in kept)
 
 
 def sizes_of(images: Sequence[NDArray[np.uint8] | None]) -> list[tuple[int, int]] | None:

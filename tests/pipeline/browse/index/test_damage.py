@@ -12,6 +12,7 @@ import pytest
 from alignkd.pipeline.browse.index import builder
 from alignkd.pipeline.browse.index.filters import Filter
 from alignkd.pipeline.browse.index.store_index import open_index
+from alignkd.storage.files.checksum import crc32c
 from alignkd.storage.read.store import StoreReader
 
 
@@ -48,12 +49,38 @@ def _cut(share: float) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
 
-def _sql(statement: str) -> Callable[[Path], None]:
+def _sql(*statements: str) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute(statement)
+            for statement in statements:
+                connection.execute(statement)
 
     return change
+
+
+def _forged(*statements: str) -> Callable[[Path], None]:
+    """The file has no checksum of its whole, as while it is made."""
+
+    def change(path: Path) -> None:
+        path.with_name("index.crc32c").unlink()
+        _sql(*statements)(path)
+
+    return change
+
+
+def _ids(path: Path) -> None:
+    """Bytes that are no UTF-8, with the checksum of these bytes."""
+    path.with_name("index.crc32c").unlink()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for base, data in connection.execute("SELECT base, data FROM part WHERE name = 'ids'").fetchall():
+            changed = bytes(byte if byte == 0xFF else 0xFE for byte in data)
+            connection.execute(
+                "UPDATE part SET data = ?, crc32c = ? WHERE base = ? AND name = 'ids'", (changed, crc32c(changed), base)
+            )
+
+
+# a shard that the index lacks, so that rows are added
+_FORGOTTEN = "DELETE FROM shard WHERE shard = 1"
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
@@ -72,6 +99,11 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a missing part": _sql("DELETE FROM part WHERE name = 'tokens'"),
     "a changed part": _sql("UPDATE part SET data = zeroblob(length(data)) WHERE name = 'tokens'"),
     "a text for a part": _sql("UPDATE part SET data = 'x' WHERE name = 'tokens'"),
+    "ids that are no texts": _ids,
+    "a text for the next row": _forged("UPDATE meta SET value = 'x' WHERE name = 'next'", _FORGOTTEN),
+    "a next row too large": _forged(f"UPDATE meta SET value = '{10**30}' WHERE name = 'next'", _FORGOTTEN),
+    "a next row that is taken": _forged("UPDATE meta SET value = '1' WHERE name = 'next'", _FORGOTTEN),
+    "no text for a checksum": lambda path: path.with_name("index.crc32c").write_bytes(b"\xff\xfe"),
     "a number of records": _sql("UPDATE shard SET records = records + 1"),
     "a text for a number": _sql("UPDATE shard SET records = 'many' WHERE base = 1"),
     "no table of words": _sql("DROP TABLE text"),

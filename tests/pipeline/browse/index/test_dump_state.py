@@ -10,6 +10,7 @@ import pytest
 from alignkd.pipeline.browse.index import dump_state as module
 from alignkd.pipeline.browse.index.dump_state import DumpWatch, dump_state
 from alignkd.pipeline.runs.teacher.dump_status import dump_status
+from alignkd.storage import open_writer
 from alignkd.storage.errors import StoreError
 from alignkd.storage.read.listing import list_unusable
 from alignkd.teacher_dump.operation.status import FolderPlace, WorkerStatus
@@ -30,7 +31,7 @@ def read_shards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_progress_rates_and_errors_as_they_come(
-    tmp_path: Path, make_manifest: Any, write_store: Any, read_shards: list[int]
+    tmp_path: Path, make_manifest: Any, make_record: Any, write_store: Any, read_shards: list[int]
 ) -> None:
     manifest, store = make_manifest(num_samples=14), tmp_path / "store"
     quarantine = (1, 4, 7, 12)
@@ -58,6 +59,18 @@ def test_progress_rates_and_errors_as_they_come(
         assert json.loads(json.dumps(state.as_json())) is not None
         seen.append(state)
     assert read_shards == [2, 0, 3, 1]
+    # a shard that is done again between two looks
+    again, errors = seen[-1].unusable[0].shard, seen[-1].errors
+    writer = open_writer(store, manifest)
+    writer.redo([again])
+    with writer.open_shard(again) as sink:
+        for index in writer.planned_samples(again).tolist():
+            sink.append(make_record(manifest, index))
+        sink.commit()
+    state, status = watch.state(), dump_status(store)
+    assert state.errors == status.errors < errors and state.tokens == status.tokens
+    assert {one.shard for one in state.unusable} == {at for at, _ in list_unusable(store)}
+    assert read_shards == [2, 0, 3, 1, again]
     assert [state.done for state in seen] == ["0010", "1010", "1011", "1111"]
     first, last = seen[0], seen[-1]
     assert (first.state, first.rate, last.state, last.seconds_left) == ("running", 2.0, "complete", 0.0)

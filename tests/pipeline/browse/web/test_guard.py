@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ def test_the_token_in_the_url_becomes_a_cookie(served: Any) -> None:
         assert headers["cache-control"] == "no-store" and "access-control-allow-origin" not in headers
 
 
+def test_cookies_of_other_servers_do_not_matter(served: Any) -> None:
+    """All servers of a host share their cookies, also those of no valid form."""
+    own = f"alignkd-browse-{served.url.rpartition(':')[2]}=token-of-the-tests"
+    for cookie in (f'{{"a": 1}}=x; {own}', f'a b=x"; {own}', f"{own}; =;,", f'"; {own}; x'):
+        assert ask(served, "/api/state", cookie=cookie)[0] == 200, cookie
+
+
+def test_a_position_of_many_digits_is_no_page(served: Any) -> None:
+    for path in ("/record/{}", "/api/record/{}", "/api/view/{}.png", "/api/image/{}/0", "/api/image/0/{}"):
+        assert ask(served, f"{path.format('9' * 5000)}?token=token-of-the-tests")[0] == 404, path
+        assert ask(served, f"{path.format('9' * 18)}?token=token-of-the-tests")[0] in (200, 404), path
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path: Path, serve: Any) -> None:
+    served = serve(made_store(tmp_path / os.fsdecode(b"st\xff\xfe<b>"), samples=20))
+    for path in ("/", "/record/0", "/dump", "/api/state", "/api/page", "/api/record/0", "/api/dump"):
+        status, _, text = ask(served, f"{path}?token=token-of-the-tests")
+        assert status == 200, path
+        assert "st??<b>" not in text or path.startswith("/api/"), path
+
+
 def test_another_host_is_refused_even_with_the_token(served: Any) -> None:
     port = served.url.rpartition(":")[2]
     for host in (
@@ -67,6 +89,7 @@ def test_another_host_is_refused_even_with_the_token(served: Any) -> None:
         "localhost:1",
         "",
         "127.0.0.1:x",
+        "127.0.0.1:" + "9" * 5000,
     ):
         status, headers, text = ask(served, "/?token=token-of-the-tests", host=host)
         assert status == 421 and "Host" in text and "set-cookie" not in headers, host

@@ -15,7 +15,9 @@ from hub_server import READER, WRITER, HubServer, Repo
 
 from alignkd.storage import CorruptStoreError, Manifest, StoreError, StoreReader, verify_store
 from alignkd.storage.errors import RemoteError
+from alignkd.storage.files.local import LocalFiles
 from alignkd.storage.read.listing import list_store
+from alignkd.storage.schema.commit_record import commit_name
 from alignkd.storage.schema.read_from import ImageFolder, ReadFrom
 from alignkd.storage.schema.sources import Addition, StoredSource
 from alignkd.storage.tools.push import push as push_module
@@ -165,6 +167,57 @@ def test_a_shard_that_was_done_again_replaces_its_predecessor(
     report = push(folder)
     assert report.replaced == report.shards == (0, 1) and below(hub.repos[REPO]) == tree_bytes(folder)
     assert_every_commit_is_sound(hub.repos[REPO], {2, 5}, tmp_path)
+
+
+def test_a_shard_that_is_done_again_meanwhile(
+    hub: HubServer,
+    make_manifest: Callable[..., Manifest],
+    write_store: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A dump replaces a commit record right after it was read: the hub holds the state that was read."""
+    manifest = make_manifest(num_samples=5, shard_size=3, backend="webdataset")
+    folder = write_store(tmp_path / "store", manifest, quarantine=(1,))
+    later = write_store(tmp_path / "later", manifest, quarantine=(0, 2))
+    record, changed = commit_name(1), (later / commit_name(1)).read_bytes()
+    read = LocalFiles.read
+
+    def replaced(files: LocalFiles, path: str, limit: int) -> bytes:
+        data = read(files, path, limit)
+        if path == record:
+            (folder / record).write_bytes(changed)
+        return data
+
+    before = (folder / record).read_bytes()
+    assert before != changed
+    monkeypatch.setattr(LocalFiles, "read", replaced)
+    push(folder)
+    monkeypatch.undo()
+    assert below(hub.repos[REPO])[record] == before
+
+
+def test_a_shard_that_is_removed_meanwhile(
+    hub: HubServer, hub_stores: HubStores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(hub_stores("webdataset"), folder)
+    compared = push_module.Comparison.at
+
+    def then_removed(*arguments: Any) -> Any:
+        found = compared(*arguments)
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(push_module.Comparison, "at", then_removed)
+    one_line("is gone since the command began", lambda: push(folder))
+    assert "manifest.json" not in hub.repos[REPO].files()
+    (tmp_path / "file").touch()
+    one_line("manifest.json", lambda: push(tmp_path / "file"))
+
+
+def test_a_path_that_the_client_refuses(hub: HubServer, hub_stores: HubStores) -> None:
+    one_line("the hub's client fails", lambda: push(hub_stores("webdataset"), f"{URL}/.git"), RemoteError)
 
 
 def test_another_store_is_refused(

@@ -81,7 +81,7 @@ def test_a_machine_that_is_lost_and_comes_back(
 def test_a_link_that_is_cut_ends_both(
     cluster: Cluster, many_store: Path, make_job: MakeJob, start_two: Callable[..., list[Any]]
 ) -> None:
-    """No process is told by TCP: without a sign of life from the other one, each ends by itself."""
+    """No process is told by TCP: each ends by itself, by whichever of two equal limits is noticed first."""
     settings: dict[str, Any] = {"steps": 100_000, "micro_batch": 1, "global_batch": 2, "checkpoint_every": 2}
     job = make_job(many_store, wait_minutes=0.2, **settings)
     children = start_two(cluster, job)
@@ -94,7 +94,8 @@ def test_a_link_that_is_cut_ends_both(
     finally:
         cluster.mend(cluster.nodes[1])
     for line, host in zip(lines, ("a", "b"), strict=True):
-        pattern = rf"rank \d on host node-{host} ends because of .* has seen no sign of life for 12 s"
+        silent, late = "ends because of .* has seen no sign of life for 12 s", "an exchange .* failed .Timed out"
+        pattern = rf"rank \d on host node-{host}:? ({silent}|{late})"
         assert re.match(pattern, line), line
 
 

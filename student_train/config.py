@@ -1,7 +1,7 @@
 """Training settings as a user writes them: unknown keys refused, relations between keys checked at construction."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -101,6 +101,13 @@ class ExtendConfig(Settings):
             )
             raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
         return values
+
+
+# key of an earlier version -> the present setting for its value
+_EARLIER_KEYS: dict[str, Callable[[Any], str]] = {
+    "offload_optimizer": lambda value: f"optimizer: {'adamw_offload' if value is True else 'adamw'}",
+    "tensorboard": lambda value: f"report_to: {'none' if value is False else 'tensorboard, which is the default'}",
+}
 
 
 class TrainConfig(Settings):
@@ -221,24 +228,12 @@ class TrainConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _offloading_is_an_optimizer(cls, values: Any) -> Any:
-        """Refuse the key of earlier versions."""
-        if isinstance(values, dict) and "offload_optimizer" in values:
-            value = values["offload_optimizer"]
-            now = "adamw_offload" if value is True else "adamw"
-            problem = f"offload_optimizer: {str(value).lower()} is now optimizer: {now}"
-            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tensorboard_is_a_tracker(cls, values: Any) -> Any:
-        """Refuse the key of earlier versions."""
-        if isinstance(values, dict) and "tensorboard" in values:
-            value = values["tensorboard"]
-            now = "none" if value is False else "tensorboard, which is the default"
-            problem = f"tensorboard: {str(value).lower()} is now report_to: {now}"
-            raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
+    def _refuse_earlier_keys(cls, values: Any) -> Any:
+        """Refuse the keys of earlier versions, and name what replaces them."""
+        for key, now in _EARLIER_KEYS.items() if isinstance(values, dict) else ():
+            if key in values:
+                problem = f"{key}: {str(values[key]).lower()} is now {now(values[key])}"
+                raise PydanticCustomError(COMPLETE, "{problem}", {"problem": problem})
         return values
 
     @model_validator(mode="before")

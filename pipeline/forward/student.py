@@ -1,4 +1,4 @@
-"""What a student says of one record: its attention to the images and its distribution at supervised positions.
+"""What a student computes for one record: its attention to the images and its distribution at supervised positions.
 
 The sample is prepared, and the model run, as training does it.
 

@@ -46,7 +46,7 @@ class Comparison:
         pages: the page of each side. That of a student is the record's with its own predictions and layers.
         differences: of the text tokens that both sides have, in their order.
         layers: the layers that both sides can show, with the heads that both have.
-        fields: what `alignkd shards diff` says of the record, fields that are equal included; none of a student.
+        fields: what `alignkd shards diff` finds for the record, fields that are equal included; none of a student.
         notes: lines that tell what differs otherwise, or cannot be compared.
     """
 

@@ -73,7 +73,7 @@ class RecordImages:
         return self._grids(record, sizes)
 
     def views(self, record: Record) -> list[ImageView]:
-        """What a page tells of each image."""
+        """What a page shows of each image."""
         sizes, missing = self._sizes(record)
         found, first = [], 0
         for number, (rows, columns) in enumerate(self._grids(record, sizes)):

@@ -1,4 +1,4 @@
-"""What a model says at the supervised positions of a record: most probable tokens, and the label among them."""
+"""What a model predicts at the supervised positions of a record: most probable tokens, and the label among them."""
 
 from dataclasses import dataclass
 from typing import Any

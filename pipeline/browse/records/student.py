@@ -28,7 +28,7 @@ KEPT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StudentPage:
-    """What a student says of one record.
+    """The attention and predictions of a student for one record.
 
     Attributes:
         name: the checkpoint.
@@ -68,7 +68,7 @@ class StudentViews:
         self._kept: dict[tuple[int, int], Any] = {}
 
     def page(self, record: Record, files: Sequence[bytes]) -> StudentPage:
-        """What the student says of a record.
+        """The attention and predictions of the student for a record.
 
         Args:
             files: content of each image file, which must be those that the teacher saw.

@@ -175,7 +175,7 @@ class RecordViews:
         return attention_png(record, self.reader.manifest, self.pieces, files, attention=found, head=head, token=token)
 
     def student_page(self, position: int) -> StudentPage:
-        """What the student says of a record; its first call loads the model.
+        """Attention and predictions of the student for a record; its first call loads the model.
 
         Raises:
             InputError: there is no student, it cannot be used, or an image is not at hand.

@@ -1,4 +1,4 @@
-"""What a request asks for, and what is answered: neither knows the web framework."""
+"""Requests and answers of the pages, independent of the web framework."""
 
 import json
 import math

@@ -48,7 +48,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class HubData:
-    """What the hub knows of a data set."""
+    """What the hub returns about a data set."""
 
     commit: str
     private: bool

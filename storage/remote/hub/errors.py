@@ -54,7 +54,7 @@ class HubProblem:
 
 
 def problem_of(error: Exception, where: HubProblem) -> Exception:
-    """The exception of ours that says the same; `error` itself if it is one, or no exception of the client."""
+    """The exception of ours for the same problem; `error` itself if it is one, or no exception of the client."""
     if isinstance(error, StoreError | AbsentError | TransientError):
         return error
     for cause in _causes(error):

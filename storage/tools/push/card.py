@@ -34,7 +34,7 @@ MAX_SHOWN = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What the user says about a store; the manifest knows the teacher by hashes only.
+    """What the user states about a store; the manifest has hashes of the teacher only.
 
     Attributes:
         licence: identifier of the hub, such as `cc-by-4.0`.

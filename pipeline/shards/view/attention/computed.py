@@ -97,7 +97,7 @@ class StemLayers:
             images: folder of its images, if the store does not hold them.
 
         Raises:
-            InputError: one line that tells what is missing: checkpoint, tower, stem, images.
+            InputError: one line that names what is missing: checkpoint, tower, stem, images.
             StoreError: the stem is damaged.
         """
         with self._lock:
